@@ -1,0 +1,149 @@
+"""Attention of one new token over a static key-value cache: rotary embedding, cache write, softmax, in one launch.
+
+Programs share the positions of a key-value head; the last one to finish adds them up and, where the heads fill whole
+groups, prepares the output projection's input as well. It knows no weights but that router's first layer.
+"""
+
+import triton
+import triton.language as tl
+
+from mobiquant_core.kernels.activation import split_groups
+from mobiquant_core.kernels.lanes import begin_dependent, wait_for_inputs
+from mobiquant_core.kernels.route import direction_part, write_part
+
+_NONE: tl.constexpr = tl.constexpr(-1e30)
+
+
+@triton.jit
+def _rotated(p_x, p_norm, p_cos, i_row, i_half, eps, HALF: tl.constexpr):
+    """Both halves of some heads [rows, HALF], normed (Qwen3) and rotated to the token's position."""
+    o_x = i_row[:, None] * (2 * HALF) + i_half[None, :]
+    b_first, b_second = tl.load(p_x + o_x).to(tl.float32), tl.load(p_x + o_x + HALF).to(tl.float32)
+    if p_norm is not None:
+        b_mean = (tl.sum(b_first * b_first, 1) + tl.sum(b_second * b_second, 1)) / (2 * HALF)
+        b_scale = tl.rsqrt(b_mean + eps)[:, None]
+        b_first = b_first * b_scale * tl.load(p_norm + i_half).to(tl.float32)[None, :]
+        b_second = b_second * b_scale * tl.load(p_norm + HALF + i_half).to(tl.float32)[None, :]
+    b_cos, b_sin = tl.load(p_cos + i_half)[None, :], tl.load(p_cos + HALF + i_half)[None, :]
+    return b_first * b_cos - b_second * b_sin, b_second * b_cos + b_first * b_sin
+
+
+@triton.jit
+def _write_position(p_qkv, p_norm, p_cos, p_k, p_v, i_key, i_value, position, eps, HALF: tl.constexpr):
+    """Key and value of the newest token into the cache; visible to this program afterwards."""
+    i_half = tl.arange(0, HALF)
+    b_first, b_second = _rotated(p_qkv, p_norm, p_cos, i_key + tl.arange(0, 1), i_half, eps, HALF)
+    o_new = position * 2 * HALF + i_half[None, :]
+    tl.store(p_k + o_new, b_first.to(p_k.dtype.element_ty))
+    tl.store(p_k + o_new + HALF, b_second.to(p_k.dtype.element_ty))
+    i_dim = tl.arange(0, 2 * HALF)
+    b_value = tl.load(p_qkv + i_value * 2 * HALF + i_dim)
+    tl.store(p_v + position * 2 * HALF + i_dim, b_value.to(p_v.dtype.element_ty))
+    tl.debug_barrier()
+
+
+@triton.jit
+def _scan(p_k, p_v, b_q1, b_q2, i_split, position, oldest, SIZES: tl.constexpr, TYPE: tl.constexpr):
+    """(best score, sum of weights, weighted values) over every SIZES[4]-th block of positions."""
+    DIM: tl.constexpr = SIZES[0]
+    HALF: tl.constexpr = SIZES[0] // 2
+    ROWS: tl.constexpr = SIZES[2]
+    i_half, i_dim, i_block = tl.arange(0, HALF), tl.arange(0, DIM), tl.arange(0, SIZES[3])
+    b_top = tl.full((ROWS,), _NONE, tl.float32)
+    b_total = tl.zeros((ROWS,), tl.float32)
+    b_y = tl.zeros((ROWS, DIM), tl.float32)
+    for i in range(oldest // SIZES[3] + i_split, position // SIZES[3] + 1, SIZES[4]):
+        i_position = i * SIZES[3] + i_block
+        m_position = (i_position <= position) & (i_position >= oldest)
+        o_k = i_position[None, :] * SIZES[0] + i_half[:, None]
+        b_k1 = tl.load(p_k + o_k, mask=m_position[None, :], other=0.0).to(TYPE)
+        b_k2 = tl.load(p_k + o_k + HALF, mask=m_position[None, :], other=0.0).to(TYPE)
+        o_v = i_position[:, None] * SIZES[0] + i_dim[None, :]
+        b_v = tl.load(p_v + o_v, mask=m_position[:, None], other=0.0).to(TYPE)
+        b_s = tl.dot(b_q2, b_k2, tl.dot(b_q1, b_k1, input_precision="ieee"), input_precision="ieee")
+        b_s = tl.where(m_position[None, :], b_s, _NONE)
+        b_best = tl.maximum(b_top, tl.max(b_s, 1))
+        b_p = tl.where(m_position[None, :], tl.exp2(b_s - b_best[:, None]), 0.0)
+        b_fade = tl.exp2(b_top - b_best)
+        b_y = tl.dot(b_p.to(TYPE), b_v, b_y * b_fade[:, None], input_precision="ieee")
+        b_total = b_total * b_fade + tl.sum(b_p, 1)
+        b_top = b_best
+    return b_top, b_total, b_y
+
+
+@triton.jit
+def _merge(p_sums, p_y, i_head, SIZES: tl.constexpr):
+    """Adds up the splits of a key-value head and writes its query heads."""
+    DIM: tl.constexpr = SIZES[0]
+    ROWS: tl.constexpr = SIZES[2]
+    SPLITS: tl.constexpr = SIZES[4]
+    i_row, i_dim, i_split = tl.arange(0, ROWS), tl.arange(0, DIM), tl.arange(0, SPLITS)
+    p_sums += i_head * SPLITS * ROWS * (DIM + 2)
+    o_sums = (i_split[:, None] * ROWS + i_row[None, :]) * (DIM + 2)
+    b_top = tl.load(p_sums + o_sums + DIM, cache_modifier=".cg")
+    b_best = tl.max(b_top, 0)
+    b_weight = tl.exp2(b_top - b_best[None, :])
+    b_total = tl.sum(b_weight * tl.load(p_sums + o_sums + DIM + 1, cache_modifier=".cg"), 0)
+    b_y = tl.zeros((ROWS, DIM), tl.float32)
+    for split in tl.static_range(SPLITS):
+        o_row = (split * ROWS + i_row) * (DIM + 2)
+        b_scale = tl.exp2(tl.load(p_sums + o_row + DIM, cache_modifier=".cg") - b_best)
+        m_row = (i_row < SIZES[1])[:, None] & (i_dim < DIM)[None, :]
+        b_part = tl.load(p_sums + o_row[:, None] + i_dim[None, :], mask=m_row, other=0.0, cache_modifier=".cg")
+        b_y += b_scale[:, None] * b_part
+    o_y = (i_head * SIZES[1] + i_row)[:, None] * DIM + i_dim[None, :]
+    tl.store(p_y + o_y, b_y / b_total[:, None], mask=(i_row < SIZES[1])[:, None] & (i_dim < DIM)[None, :])
+
+
+@triton.jit
+def _prepare_output(p_y, p_direction, p_x, p_m, p_part, i_head, kv_heads, SIZES: tl.constexpr, HIDDEN: tl.constexpr):
+    """Bytes and router part of this head's columns of the output projection's input, as route.prepare_kernel."""
+    WIDTH: tl.constexpr = SIZES[0] * SIZES[1]
+    GROUPS: tl.constexpr = WIDTH // 128
+    tl.debug_barrier()
+    i_column = i_head * WIDTH + tl.arange(0, WIDTH)
+    b_x = tl.load(p_y + i_column, cache_modifier=".cg")
+    i_group = i_head * GROUPS + tl.arange(0, GROUPS)
+    split_groups(tl.reshape(b_x, (GROUPS, 128)), p_x, p_m, i_group, kv_heads * GROUPS)
+    b_direction = 0.0
+    if p_direction is not None:
+        b_direction = direction_part(p_direction, i_column, kv_heads * WIDTH, HIDDEN)
+    write_part(p_part, i_head, b_x, b_x, b_direction, HIDDEN, p_direction is not None)
+
+
+@triton.jit
+def attention_kernel(
+    p_qkv, p_k, p_v, p_cos, p_qnorm, p_knorm, p_position, p_sums, p_count, p_y, p_direction, p_x, p_m, p_part,
+    heads, kv_heads, room, SIZES: tl.constexpr, FLAGS: tl.constexpr,
+):  # fmt: skip
+    """SIZES: (head dim, query heads per key-value head, the same padded, positions per block, splits, window).
+    FLAGS: (PDL, fp32 products, router's hidden size or 0 to leave the output raw, score scale, norm eps)."""
+    HALF: tl.constexpr = SIZES[0] // 2
+    begin_dependent(FLAGS[0])
+    wait_for_inputs(FLAGS[0])
+    i_head, i_split = tl.program_id(0), tl.program_id(1)
+    position = tl.load(p_position)
+    p_cos += position * SIZES[0]
+    p_k += i_head.to(tl.int64) * room * SIZES[0]
+    p_v += i_head.to(tl.int64) * room * SIZES[0]
+    i_row = tl.arange(0, SIZES[2])
+    i_query = i_head * SIZES[1] + tl.minimum(i_row, SIZES[1] - 1)
+    b_q1, b_q2 = _rotated(p_qkv, p_qnorm, p_cos, i_query, tl.arange(0, HALF), FLAGS[4], HALF)
+    oldest = tl.maximum(position - SIZES[5] + 1, 0)
+    if (position // SIZES[3] - oldest // SIZES[3]) % SIZES[4] == i_split:
+        # The program that owns the newest position writes it before it reads the block.
+        i_value = heads + kv_heads + i_head
+        _write_position(p_qkv, p_knorm, p_cos, p_k, p_v, heads + i_head, i_value, position, FLAGS[4], HALF)
+    TYPE: tl.constexpr = tl.float32 if FLAGS[1] else p_k.dtype.element_ty
+    b_q1, b_q2 = (b_q1 * FLAGS[3]).to(TYPE), (b_q2 * FLAGS[3]).to(TYPE)
+    b_top, b_total, b_y = _scan(p_k, p_v, b_q1, b_q2, i_split, position, oldest, SIZES, TYPE)
+    o_sums = ((i_head * SIZES[4] + i_split) * SIZES[2] + i_row) * (SIZES[0] + 2)
+    tl.store(p_sums + o_sums[:, None] + tl.arange(0, SIZES[0])[None, :], b_y, mask=(i_row < SIZES[1])[:, None])
+    tl.store(p_sums + o_sums + SIZES[0], b_top)
+    tl.store(p_sums + o_sums + SIZES[0] + 1, b_total)
+    tl.debug_barrier()
+    if tl.atomic_add(p_count + i_head, 1) == SIZES[4] - 1:
+        tl.store(p_count + i_head, 0)
+        _merge(p_sums, p_y, i_head, SIZES)
+        if FLAGS[2] > 0:
+            _prepare_output(p_y, p_direction, p_x, p_m, p_part, i_head, kv_heads, SIZES, FLAGS[2])

@@ -1,0 +1,106 @@
+"""Picks how a mixed-depth product is computed: by kernels from planes, or as the definition says.
+
+It knows codes and depths, not where depths come from. Triton is imported at the first product that needs it.
+"""
+
+import importlib.util
+import warnings
+from collections.abc import Callable
+from functools import cache
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from mobiquant_core.config import MobiQuantConfig
+from mobiquant_core.kernels import reference
+from mobiquant_core.packing import PackedWeight, can_pack
+
+OLDEST_CAPABILITY = (8, 0)
+"""Ampere: the first cards with the integer product the kernels are made of."""
+
+
+@runtime_checkable
+class SlicedFields(Protocol):
+    """What a product needs of a sliced weight."""
+
+    @property
+    def codes(self) -> Tensor: ...
+    @property
+    def edge(self) -> Tensor: ...
+    @property
+    def step(self) -> Tensor: ...
+    @property
+    def config(self) -> MobiQuantConfig: ...
+
+
+@cache
+def why_no_kernels(device: torch.device, config: MobiQuantConfig) -> str:
+    """Why products on this device take the reference path, as one line; empty where kernels run. Said once."""
+    reason = _reason(device, config)
+    if reason and device.type == "cuda":
+        warnings.warn(f"Quantized products take the slower reference path: {reason}.", stacklevel=2)
+    return reason
+
+
+def _reason(device: torch.device, config: MobiQuantConfig) -> str:
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return f"there is no CUDA device behind {str(device)!r}"
+    if torch.version.hip:
+        return "the kernels are written for NVIDIA cards"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < OLDEST_CAPABILITY:
+        name = torch.cuda.get_device_name(device)
+        return f"{name} has compute capability {capability[0]}.{capability[1]}, the kernels need 8.0"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if not can_pack(config):
+        return f"slices {config.slice_bits} in groups of {config.group_size} have no kernels"
+    return ""
+
+
+def mixed_linear(
+    x: Float[Tensor, "tokens in_features"],
+    sliced: SlicedFields,
+    depths: UInt8[Tensor, " tokens"],
+    bias: Float[Tensor, " out"] | None = None,
+    shift: Float[Tensor, "depths out"] | None = None,
+    dense: Callable[[int], Tensor] | None = None,
+) -> Float[Tensor, "tokens out"]:
+    """Every token times the weight at its own depth; `dense` gives cached dense weights where they are kept."""
+    if dense is not None:
+        return reference.grouped_linear(x, dense, depths, bias, shift)
+    return reference.mixed_linear(
+        x,
+        sliced.codes,
+        sliced.edge,
+        sliced.step,
+        depths,
+        bias,
+        shift,
+        bits_by_depth=sliced.config.bits_by_depth,
+    )
+
+
+def mixed_planes(
+    x: Float[Tensor, "tokens in_features"],
+    packed: PackedWeight,
+    depths: UInt8[Tensor, " tokens"],
+    bias: Float[Tensor, " out"] | None = None,
+    shift: Float[Tensor, "depths out"] | None = None,
+    gain: Float[Tensor, "depths out"] | None = None,
+) -> Float[Tensor, "tokens out"]:
+    """The same from planes, by kernels: gain[depth - 1] * (W_depth x) + bias + shift[depth - 1]."""
+    from mobiquant_core.kernels import gpu
+
+    return gpu.mixed_linear(packed, x, depths, bias, shift, gain)
+
+
+def dense(
+    packed: PackedWeight, depth: int, dtype: torch.dtype, gain: Float[Tensor, "depths out"] | None = None
+) -> Float[Tensor, "out in_features"]:
+    """The 16-bit weight at one depth out of planes, gain included."""
+    from mobiquant_core.kernels import gpu
+
+    return gpu.dense(packed, depth, dtype, gain)

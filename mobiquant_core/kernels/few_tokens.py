@@ -1,0 +1,110 @@
+"""One to sixteen tokens times planes: the host side of plane_gemv.py."""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from mobiquant_core.errors import KernelError
+from mobiquant_core.kernels.activation import SplitActivations
+from mobiquant_core.kernels.plane_gemv import plane_gemv_kernel, routed_gemv_kernel
+from mobiquant_core.kernels.tuning import Tuning, tuning_for
+from mobiquant_core.packing import PackedWeight
+
+MOST_TOKENS = 16
+_NO_TILE = 2**30
+
+
+@dataclass(frozen=True)
+class RouterParts:
+    """Where a product finds its token's depth: route.py names the tensors."""
+
+    parts: Float[Tensor, " numbers"]
+    small: Float[Tensor, " parameters"] | None
+    control: Float[Tensor, "linears 4"]
+    record: Float[Tensor, "linears 4"]
+    count: int
+    hidden: int
+    mode: int
+    norm_eps: float
+
+
+def multiply(
+    packed: PackedWeight,
+    x: SplitActivations,
+    depths: UInt8[Tensor, "sections tokens"],
+    out: Float[Tensor, "tokens out"],
+    bias: Float[Tensor, " out"] | None = None,
+    shift: Float[Tensor, "depths out"] | None = None,
+    gain: Float[Tensor, "depths out"] | None = None,
+    *,
+    add: bool = False,
+    dependent: bool = False,
+    tuning: Tuning | None = None,
+    asm: bool = True,
+) -> Float[Tensor, "tokens out"]:
+    """out = (out if add) + gain[depth - 1] * (W_depth x) + bias + shift[depth - 1].
+
+    `dependent` overlaps it with the kernel before, on cards from compute capability 9.0.
+    """
+    tokens, groups, rows = x.tokens, packed.groups, packed.out_features
+    if tokens > MOST_TOKENS or len(packed.sections) > 3:
+        raise KernelError(
+            f"plane_gemv takes up to {MOST_TOKENS} tokens and 3 fused weights, not {tokens} and "
+            f"{len(packed.sections)}. Use many_tokens.multiply, or fuse fewer weights."
+        )
+    tuning = tuning_for(rows, groups, tokens, out.device) if tuning is None else tuning
+    together, ends = _tiles_together(packed, tuning)
+    bucket = 1 if tokens == 1 else 4 * triton.next_power_of_2(triton.cdiv(tokens, 4))
+    plane_gemv_kernel[(packed.planes.shape[1] // together,)](
+        packed.planes, packed.ranges, x.bytes.view(torch.int32), x.scales, depths, out, bias, shift, gain,
+        packed.planes.stride(0), groups, rows, tokens, *ends,
+        TOKENS=bucket, SLICES=packed.slices, UNITS=tuning.units, WARPS=(together, tuning.split),
+        FLAGS=(add, groups & -groups, _overlap(dependent, tuning), tuning.pieces, asm),
+        num_warps=together * tuning.split, launch_pdl=dependent,
+    )  # fmt: skip
+    return out
+
+
+def multiply_routed(
+    packed: PackedWeight,
+    x: SplitActivations,
+    router: RouterParts,
+    out: Float[Tensor, "1 out"],
+    bias: Float[Tensor, " out"] | None = None,
+    shift: Float[Tensor, "depths out"] | None = None,
+    gain: Float[Tensor, "depths out"] | None = None,
+    *,
+    add: bool = False,
+    dependent: bool = False,
+    tuning: Tuning | None = None,
+    asm: bool = True,
+) -> Float[Tensor, "1 out"]:
+    """`multiply` for one token whose depth is decided here, from the router's parts."""
+    groups, rows = packed.groups, packed.out_features
+    tuning = tuning_for(rows, groups, 1, out.device) if tuning is None else tuning
+    together, ends = _tiles_together(packed, tuning)
+    routed_gemv_kernel[(packed.planes.shape[1] // together,)](
+        packed.planes, packed.ranges, x.bytes.view(torch.int32), x.scales, out, bias, shift, gain, router.parts,
+        router.small, router.control, router.record, packed.planes.stride(0), packed.in_features, rows,
+        router.norm_eps,
+        UNITS=tuning.units, WARPS=(together, tuning.split, packed.slices, *ends),
+        FLAGS=(add, groups & -groups, _overlap(dependent, tuning), tuning.pieces, asm, router.count, router.hidden,
+               router.mode),
+        num_warps=together * tuning.split, launch_pdl=dependent,
+    )  # fmt: skip
+    return out
+
+
+def _tiles_together(packed: PackedWeight, tuning: Tuning) -> tuple[int, tuple[int, int]]:
+    """(tiles of one program, first tiles of the second and third section): a program's tiles share a section."""
+    ends = packed.section_tiles
+    together = tuning.tiles if all(end % tuning.tiles == 0 for end in ends) else 1
+    inner = (*ends[:-1], _NO_TILE, _NO_TILE)
+    return together, (inner[0], inner[1])
+
+
+def _overlap(dependent: bool, tuning: Tuning) -> int:
+    return 0 if not dependent else 2 if tuning.late else 1

@@ -1,0 +1,321 @@
+"""Planes times a few tokens (1 to 16), each token at its own depth, read from device memory.
+
+Activations come as two signed bytes per value (activation.py), so the product is exact in integers inside a group. A
+warp owns 16 rows; the warps of a program share the groups of those rows and add up at the end. One loop is compiled
+per depth, so one captured graph serves every budget.
+"""
+
+import triton
+import triton.language as tl
+
+from mobiquant_core.kernels.lanes import (
+    begin_dependent,
+    load2_or_zero,
+    load4,
+    mma,
+    prefetch_l2,
+    stream2,
+    stream4,
+    wait_for_inputs,
+)
+from mobiquant_core.kernels.route import decide
+
+_LOW: tl.constexpr = tl.constexpr(0x03030303)
+
+
+@triton.jit
+def _cut(b_word, FIELD: tl.constexpr, TARGET: tl.constexpr):
+    """Two-bit field FIELD of every byte, moved to bit TARGET of that byte."""
+    # Masks above 2^31 have to be written as the negative number with the same bits.
+    MASK: tl.constexpr = _LOW * (1 << TARGET) if TARGET < 6 else -0x3F3F3F40
+    if 2 * FIELD >= TARGET:
+        return (b_word >> (2 * FIELD - TARGET)) & MASK
+    else:
+        return (b_word << (TARGET - 2 * FIELD)) & MASK
+
+
+@triton.jit
+def merged(w, WORD: tl.constexpr, FIELD: tl.constexpr, K: tl.constexpr):
+    """Codes of K slices in the four bytes of a word, most significant slice first."""
+    b_code = _cut(w[WORD], FIELD, 2 * (K - 1))
+    if K > 1:
+        b_code |= _cut(w[4 + WORD], FIELD, 2 * (K - 2))
+    if K > 2:
+        b_code |= _cut(w[8 + WORD], FIELD, 2 * (K - 3))
+    if K > 3:
+        b_code |= _cut(w[12 + WORD], FIELD, 2 * (K - 4))
+    return b_code
+
+
+@triton.jit
+def _keep(b_code, DROP: tl.constexpr):
+    """Bytes without the bits of their last DROP slices."""
+    return b_code & (0x01010101 * (256 - (1 << (2 * DROP))) - 0x100000000)
+
+
+@triton.jit
+def load_planes(p_w, o_w, o_plane, m, K: tl.constexpr, ASM: tl.constexpr):
+    """One 16-byte piece of each of the first K planes, as 4 K words."""
+    w = stream4(p_w, o_w, m, ASM)
+    for plane in tl.static_range(1, K):
+        w = w + stream4(p_w, o_w + plane * o_plane, m, ASM)
+    return w
+
+
+@triton.jit
+def _integer_products(w, x, present, b_depth, b_zero, K: tl.constexpr, MIXED: tl.constexpr, ASM: tl.constexpr):
+    """Codes times activation bytes of one group: rows 0-7 by (high, low) bytes, then rows 8-15."""
+    d0, d1, d2, d3 = b_zero, b_zero, b_zero, b_zero
+    a = ()
+    for field in tl.static_range(4):
+        # Triton joins tuples, but does not unpack them in place.
+        a = a + (merged(w, 0, field, K), merged(w, 1, field, K), merged(w, 2, field, K), merged(w, 3, field, K))  # noqa: RUF005
+    if MIXED:
+        # A token of a smaller depth sees the same bytes without their low bits; other tokens are silenced.
+        for depth in tl.static_range(1, K + 1):
+            if (present >> depth) & 1 != 0:
+                b_on = b_depth == depth
+                for field in tl.static_range(4):
+                    d0, d1, d2, d3 = mma(
+                        _keep(a[4 * field], K - depth), _keep(a[4 * field + 1], K - depth),
+                        _keep(a[4 * field + 2], K - depth), _keep(a[4 * field + 3], K - depth),
+                        tl.where(b_on, x[2 * field], 0), tl.where(b_on, x[2 * field + 1], 0), d0, d1, d2, d3, ASM,
+                    )  # fmt: skip
+    else:
+        for field in tl.static_range(4):
+            d0, d1, d2, d3 = mma(
+                a[4 * field], a[4 * field + 1], a[4 * field + 2], a[4 * field + 3], x[2 * field], x[2 * field + 1],
+                d0, d1, d2, d3, ASM,
+            )  # fmt: skip
+    return d0, d1, d2, d3
+
+
+@triton.jit
+def half_of(b_range, HIGH: tl.constexpr):
+    """One of two fp16 numbers of a word, as fp32."""
+    b_bits = (b_range >> 16) if HIGH else b_range & 0xFFFF
+    return b_bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def _row_sum(b_acc, b_range, b_high, b_low, b_scale, b_sum, b_middle):
+    """Adds one group of one row: step * codes * x, and edge plus half a cell times the sum of x."""
+    b_step, b_edge = half_of(b_range, False), half_of(b_range, True)
+    b_acc += b_step * ((b_high * 256 + b_low).to(tl.float32) * b_scale)
+    return b_acc + (b_edge + b_step * b_middle) * b_sum
+
+
+@triton.jit
+def _tiles(
+    p_w, p_r, p_x, p_m, o_plane, NG, tokens, present, b_depth, b_middle,
+    K: tl.constexpr, MIXED: tl.constexpr, U: tl.constexpr, TT: tl.constexpr, TILES: tl.constexpr,
+    SPLIT: tl.constexpr, EVEN: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
+    """Sums over this warp's groups for every lane's token: rows 0-7 and rows 8-15 of its tile, [TT, threads] each."""
+    THREADS: tl.constexpr = 32 * TILES * SPLIT
+    STEP: tl.constexpr = SPLIT * U
+    SCALE: tl.constexpr = 4.0 ** (1 - K)
+    i_thread = tl.arange(0, THREADS)[None, None, :]
+    i_lane, i_own = i_thread % 32, tl.arange(0, U)[None, :, None]
+    i_tile = tl.program_id(0) * TILES + i_thread // (32 * SPLIT)
+    i_group = (i_thread // 32 % SPLIT) * U
+    i_first = 4 * tl.arange(0, TT)[:, None, None]
+    i_column = tl.minimum(i_first + i_lane // 8, tokens - 1) * 2 + (i_lane // 4) % 2
+    i_token = tl.minimum(i_first + i_lane % 4, tokens - 1)
+    # One running offset per thread; what differs between its groups is a constant the compiler folds into the load.
+    i_unit = i_tile.to(tl.int64) * NG + i_group
+    o_w, o_r = i_unit * 128 + i_lane * 4, i_unit * 16 + (i_lane // 4) * 2
+    o_x = ((i_column * NG + i_group) * 32 + (i_lane % 4) * 8).to(tl.int64)
+    o_m = ((i_token * NG + i_group) * 2).to(tl.int64)
+    b_zero = tl.zeros((TT, U, THREADS), tl.int32)
+    b_acc0, b_acc1 = b_zero.to(tl.float32), b_zero.to(tl.float32)
+    m_now = tl.broadcast_to((i_group + i_own < NG).to(tl.int32), (1, U, THREADS))
+    w = load_planes(p_w, o_w + i_own * 128, o_plane, m_now, K, ASM)
+    r = stream2(p_r, o_r + i_own * 16, m_now, ASM)
+    steps = tl.cdiv(NG, STEP)
+    for i in range(steps):
+        # The words of the next step are on their way while those of this step are multiplied.
+        m_next = (i + 1 < steps).to(tl.int32) if EVEN else (i_group + i_own + (i + 1) * STEP < NG).to(tl.int32)
+        m_next = tl.broadcast_to(m_next, (1, U, THREADS))
+        o_w += 128 * STEP
+        o_r += 16 * STEP
+        w_next = load_planes(p_w, o_w + i_own * 128, o_plane, m_next, K, ASM)
+        r_next = stream2(p_r, o_r + i_own * 16, m_next, ASM)
+        m_here = tl.full((1, U, THREADS), 1, tl.int32)
+        o_here = o_x + i_own * 32
+        if not EVEN:
+            m_here = (i_group + i_own + i * STEP < NG).to(tl.int32)
+            o_here = tl.where(m_here != 0, o_here, tl.zeros_like(o_here))
+        b_scale, b_sum = load2_or_zero(p_m, o_m + i_own * 2, m_here, ASM)
+        x = load4(p_x, o_here, ASM) + load4(p_x, o_here + 4, ASM)
+        d = _integer_products(w, x, present, b_depth, b_zero, K, MIXED, ASM)
+        b_scale *= SCALE
+        b_acc0 = _row_sum(b_acc0, r[0], d[0], d[1], b_scale, b_sum, b_middle)
+        b_acc1 = _row_sum(b_acc1, r[1], d[2], d[3], b_scale, b_sum, b_middle)
+        o_x += 32 * STEP
+        o_m += 2 * STEP
+        w, r = w_next, r_next
+    return tl.sum(b_acc0, 1), tl.sum(b_acc1, 1)
+
+
+@triton.jit
+def _tiles_at(
+    p_w, p_r, p_x, p_m, o_plane, NG, tokens, K: tl.constexpr, UNITS: tl.constexpr, TT: tl.constexpr,
+    TILES: tl.constexpr, SPLIT: tl.constexpr, POWER: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
+    """The tiles where all tokens have depth K, so many groups at once as this depth has registers for."""
+    EVEN: tl.constexpr = POWER % (SPLIT * UNITS[K - 1]) == 0
+    MIDDLE: tl.constexpr = 2.0 ** (1 - 2 * K)
+    return _tiles(
+        p_w, p_r, p_x, p_m, o_plane, NG, tokens, 0, 0, MIDDLE, K, False, UNITS[K - 1], TT, TILES, SPLIT, EVEN, ASM
+    )  # fmt: skip
+
+
+@triton.jit
+def _depths_present(p_depth, tokens, TOKENS: tl.constexpr):
+    """(smallest, largest depth, bit k set where some token has depth k), as scalars."""
+    low = tl.load(p_depth).to(tl.int32)
+    high = low
+    present = 1 << low
+    for i in tl.static_range(1, TOKENS):
+        depth = tl.load(p_depth + tl.minimum(i, tokens - 1)).to(tl.int32)
+        low, high, present = tl.minimum(low, depth), tl.maximum(high, depth), present | (1 << depth)
+    return low, high, present
+
+
+@triton.jit
+def _depth_of(p_depth, i_token, tokens, TOKENS: tl.constexpr):
+    """Depths of a tensor of tokens. Scalar loads: a tensor load could move elements to other threads."""
+    b_depth = tl.zeros_like(i_token)
+    for i in tl.static_range(TOKENS):
+        b_depth += tl.where(i_token == i, tl.load(p_depth + tl.minimum(i, tokens - 1)).to(tl.int32), 0)
+    return b_depth
+
+
+@triton.jit
+def _store_rows(p_y, p_bias, p_shift, p_gain, b_depth, b_y, HALF: tl.constexpr, rows, tokens, ADD: tl.constexpr,
+                TT: tl.constexpr, TILES: tl.constexpr, SPLIT: tl.constexpr):  # fmt: skip
+    """Adds up the warps; gain, bias and shift of each token's depth; adds what is already in y if asked."""
+    b_y = tl.sum(tl.reshape(b_y, (TT, TILES, SPLIT, 32)), 2)
+    i_lane = tl.arange(0, 32)[None, None, :]
+    i_token = 4 * tl.arange(0, TT)[:, None, None] + i_lane % 4
+    i_row = (tl.program_id(0) * TILES + tl.arange(0, TILES)[None, :, None]) * 16 + 8 * HALF + i_lane // 4
+    m_y = (i_token < tokens) & (i_row < rows)
+    o_y = i_token.to(tl.int64) * rows + i_row
+    if p_gain is not None:
+        b_y *= tl.load(p_gain + (b_depth - 1) * rows + i_row, mask=m_y, other=0.0).to(tl.float32)
+    if p_bias is not None:
+        b_y += tl.load(p_bias + i_row, mask=i_row < rows, other=0.0).to(tl.float32)
+    if p_shift is not None:
+        b_y += tl.load(p_shift + (b_depth - 1) * rows + i_row, mask=m_y, other=0.0).to(tl.float32)
+    if ADD:
+        b_y += tl.load(p_y + o_y, mask=m_y, other=0.0).to(tl.float32)
+    tl.store(p_y + o_y, b_y.to(p_y.dtype.element_ty), mask=m_y)
+
+
+@triton.jit
+def _prefetch(p_w, NG, LINES: tl.constexpr, TILES: tl.constexpr, SPLIT: tl.constexpr, ASM: tl.constexpr):
+    """The first plane is needed at every depth: ask for its first 4 LINES kB per warp before the depth is known."""
+    i_thread = tl.arange(0, 32 * TILES * SPLIT)[None, :]
+    i_piece = i_thread // 32 % SPLIT + tl.arange(0, LINES)[:, None] * SPLIT
+    i_line = i_piece * 32 + i_thread % 32
+    i_tile = tl.program_id(0) * TILES + i_thread // (32 * SPLIT)
+    prefetch_l2(p_w, i_tile.to(tl.int64) * NG * 128 + i_line * 32, (i_line < NG * 4).to(tl.int32), ASM)
+
+
+@triton.jit
+def _at_one_depth(
+    p_w, p_r, p_x, p_m, o_plane, NG, tokens, depth, SLICES: tl.constexpr, UNITS: tl.constexpr, TT: tl.constexpr,
+    WARPS: tl.constexpr, POWER: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
+    """The loop compiled for `depth`, chosen on the device; zeros for a depth that is none."""
+    b_y0 = tl.zeros((TT, 32 * WARPS[0] * WARPS[1]), tl.float32)
+    b_y1 = b_y0
+    for k in tl.static_range(1, SLICES + 1):
+        if depth == k:
+            b_y0, b_y1 = _tiles_at(
+                p_w, p_r, p_x, p_m, o_plane, NG, tokens, k, UNITS, TT, WARPS[0], WARPS[1], POWER, ASM
+            )  # fmt: skip
+    return b_y0, b_y1
+
+
+@triton.jit
+def _mixed(
+    p_w, p_r, p_x, p_m, p_depth, o_plane, NG, tokens, present, K: tl.constexpr, TOKENS: tl.constexpr,
+    WARPS: tl.constexpr, EVEN: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
+    """The loop for tokens of several depths, the deepest K: planes are read once, and cut for every depth present."""
+    TT: tl.constexpr = (TOKENS + 3) // 4
+    i_lane = tl.arange(0, 32 * WARPS[0] * WARPS[1])[None, None, :] % 32
+    i_first = 4 * tl.arange(0, TT)[:, None, None]
+    b_depth = _depth_of(p_depth, tl.minimum(i_first + i_lane // 8, tokens - 1), tokens, TOKENS)
+    b_own = _depth_of(p_depth, tl.minimum(i_first + i_lane % 4, tokens - 1), tokens, TOKENS)
+    b_middle = tl.exp2((1 - 2 * b_own).to(tl.float32))
+    return _tiles(
+        p_w, p_r, p_x, p_m, o_plane, NG, tokens, present, b_depth, b_middle, K, True, 1, TT, WARPS[0], WARPS[1],
+        EVEN, ASM,
+    )  # fmt: skip
+
+
+@triton.jit
+def plane_gemv_kernel(
+    p_w, p_r, p_x, p_m, p_depth, p_y, p_bias, p_shift, p_gain, o_plane, NG, rows, tokens, end0, end1,
+    TOKENS: tl.constexpr, SLICES: tl.constexpr, UNITS: tl.constexpr, WARPS: tl.constexpr, FLAGS: tl.constexpr,
+):  # fmt: skip
+    """y[t] = W_depth[t] x[t] for some tiles of 16 rows; depths are read from memory.
+
+    UNITS: groups at once per depth. WARPS: (tiles, warps that share the groups of one tile).
+    FLAGS: (add to y, power of two that divides the groups, dependent launch: 1 early, 2 late, pieces to prefetch,
+    inline assembly).
+    """
+    TT: tl.constexpr = (TOKENS + 3) // 4
+    begin_dependent(FLAGS[2] == 1)
+    if FLAGS[3] > 0:
+        _prefetch(p_w, NG, FLAGS[3], WARPS[0], WARPS[1], FLAGS[4])
+    wait_for_inputs(FLAGS[2] > 0)
+    first_tile = tl.program_id(0) * WARPS[0]
+    p_depth += ((first_tile >= end0).to(tl.int32) + (first_tile >= end1).to(tl.int32)) * tokens
+    low, high, present = _depths_present(p_depth, tokens, TOKENS)
+    # Plane offsets in words may pass 2^31.
+    o_plane = o_plane.to(tl.int64)
+    b_y0, b_y1 = _at_one_depth(p_w, p_r, p_x, p_m, o_plane, NG, tokens, tl.where(low == high, low, 0), SLICES, UNITS,
+                               TT, WARPS, FLAGS[1], FLAGS[4])  # fmt: skip
+    for k in tl.static_range(2, SLICES + 1 if TOKENS > 1 else 2):
+        if (low != high) & (high == k):
+            b_y0, b_y1 = _mixed(p_w, p_r, p_x, p_m, p_depth, o_plane, NG, tokens, present, k, TOKENS, WARPS,
+                                FLAGS[1] % WARPS[1] == 0, FLAGS[4])  # fmt: skip
+    begin_dependent(FLAGS[2] == 2)
+    i_token = 4 * tl.arange(0, TT)[:, None, None] + tl.arange(0, 32)[None, None, :] % 4
+    b_depth = tl.load(p_depth + i_token, mask=i_token < tokens, other=1).to(tl.int32)
+    for half in tl.static_range(2):
+        _store_rows(p_y, p_bias, p_shift, p_gain, b_depth, b_y0 if half == 0 else b_y1, half, rows, tokens, FLAGS[0],
+                    TT, WARPS[0], WARPS[1])  # fmt: skip
+
+
+@triton.jit
+def routed_gemv_kernel(
+    p_w, p_r, p_x, p_m, p_y, p_bias, p_shift, p_gain, p_part, p_small, p_control, p_record, o_plane, width, rows, eps,
+    UNITS: tl.constexpr, WARPS: tl.constexpr, FLAGS: tl.constexpr,
+):  # fmt: skip
+    """y = W_depth x for one token; the depth follows from the router's parts (route.py), found by every program.
+
+    WARPS: (tiles, split, slices, first tiles of the second and third section). FLAGS: as in plane_gemv_kernel, then
+    (router parts, hidden, mode).
+    """
+    begin_dependent(FLAGS[2] == 1)
+    NG = tl.cdiv(width, 128)
+    if FLAGS[3] > 0:
+        _prefetch(p_w, NG, FLAGS[3], WARPS[0], WARPS[1], FLAGS[4])
+    first_tile = tl.program_id(0) * WARPS[0]
+    head = (first_tile >= WARPS[3]).to(tl.int32) + (first_tile >= WARPS[4]).to(tl.int32)
+    new_head = (first_tile == 0) | (first_tile == WARPS[3]) | (first_tile == WARPS[4])
+    wait_for_inputs(FLAGS[2] > 0)
+    depth, scale = decide(p_part, p_small, p_control, p_record, width, eps, head, new_head, FLAGS[5], FLAGS[6],
+                          FLAGS[7])  # fmt: skip
+    o_plane = o_plane.to(tl.int64)
+    b_y0, b_y1 = _at_one_depth(p_w, p_r, p_x, p_m, o_plane, NG, 1, depth, WARPS[2], UNITS, 1, WARPS, FLAGS[1], FLAGS[4])
+    begin_dependent(FLAGS[2] == 2)
+    b_depth = tl.full((1, 1, 32), 0, tl.int32) + depth
+    for half in tl.static_range(2):
+        _store_rows(p_y, p_bias, p_shift, p_gain, b_depth, (b_y0 if half == 0 else b_y1) * scale, half, rows, 1,
+                    FLAGS[0], 1, WARPS[0], WARPS[1])  # fmt: skip

@@ -1,0 +1,129 @@
+"""From a site's raw input to what its product needs: activation bytes, and the router's first layer in parts.
+
+Programs share the columns of a token and never wait for each other: each product adds up the parts by itself and
+decides its depth (`decide`), so a decode step needs neither a second launch nor the host. The router is the two-layer
+perceptron of mobiquant_core.router.
+"""
+
+import triton
+import triton.language as tl
+
+from mobiquant_core.kernels.activation import split_groups
+from mobiquant_core.kernels.lanes import begin_dependent, wait_for_inputs
+
+HEADS: tl.constexpr = tl.constexpr(4)
+"""Linears of a site, padded: the router's small parameters are stored for this many."""
+EXTRA: tl.constexpr = tl.constexpr(3)
+AS_IT_IS: tl.constexpr = tl.constexpr(0)
+NORM: tl.constexpr = tl.constexpr(1)
+GATE: tl.constexpr = tl.constexpr(2)
+
+
+@triton.jit
+def site_inputs(p_h, b_norm, i_column, width, MODE: tl.constexpr):
+    """A site's input at some columns: as it is, times the norm's weight (the token's rms comes later), or gated."""
+    m_column = i_column < width
+    b_x = tl.load(p_h + i_column, mask=m_column, other=0.0).to(tl.float32)
+    if MODE == NORM:
+        return b_x * b_norm
+    elif MODE == GATE:
+        return b_x * tl.sigmoid(b_x) * tl.load(p_h + width + i_column, mask=m_column, other=0.0).to(tl.float32)
+    else:
+        return b_x
+
+
+@triton.jit
+def write_part(p_part, i_part, b_x, b_h, b_direction, HIDDEN: tl.constexpr, ROUTED: tl.constexpr):
+    """One row of 2 HIDDEN numbers: first-layer sums, then sum of x^2, largest |x|, sum of h^2."""
+    p_part += i_part * 2 * HIDDEN
+    if ROUTED:
+        tl.store(p_part + tl.arange(0, HIDDEN), tl.sum(b_direction.to(tl.float32) * b_x[None, :], 1))
+    tl.store(p_part + HIDDEN, tl.sum(b_x * b_x, 0))
+    tl.store(p_part + HIDDEN + 1, tl.max(tl.abs(b_x), 0))
+    tl.store(p_part + HIDDEN + 2, tl.sum(b_h * b_h, 0))
+
+
+@triton.jit
+def direction_part(p_direction, i_column, width, HIDDEN: tl.constexpr):
+    """The router's first layer at some columns, [HIDDEN, columns]."""
+    o_direction = tl.arange(0, HIDDEN)[:, None] * width + i_column[None, :]
+    return tl.load(p_direction + o_direction, mask=(i_column < width)[None, :], other=0.0)
+
+
+@triton.jit
+def prepare_kernel(
+    p_h, p_norm, p_direction, p_x, p_m, p_part, width, NG, HIDDEN: tl.constexpr, GROUPS: tl.constexpr,
+    MODE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Bytes and router part of GROUPS groups of one token."""
+    begin_dependent(PDL)
+    i_program = tl.program_id(0)
+    i_group = i_program * GROUPS + tl.arange(0, GROUPS)
+    i_column = i_program * GROUPS * 128 + tl.arange(0, GROUPS * 128)
+    # Constants come in while the kernel before this one still runs.
+    # Without a router the depths are given from outside, and only the norm's sum is needed.
+    b_direction = 0.0
+    if p_direction is not None:
+        b_direction = direction_part(p_direction, i_column, width, HIDDEN)
+    b_norm = 1.0
+    if MODE == NORM:
+        b_norm = tl.load(p_norm + i_column, mask=i_column < width, other=0.0).to(tl.float32)
+    wait_for_inputs(PDL)
+    b_x = site_inputs(p_h, b_norm, i_column, width, MODE)
+    split_groups(tl.reshape(b_x, (GROUPS, 128)), p_x, p_m, i_group, NG)
+    b_h = b_x
+    if MODE == NORM:
+        b_h = tl.load(p_h + i_column, mask=i_column < width, other=0.0)
+    write_part(p_part, i_program, b_x, b_h, b_direction, HIDDEN, p_direction is not None)
+
+
+@triton.jit
+def decide(
+    p_part, p_small, p_control, p_record, width, eps, head, record, PARTS: tl.constexpr, HIDDEN: tl.constexpr,
+    MODE: tl.constexpr,
+):  # fmt: skip
+    """(depth, 1 / rms) of the token at linear `head` of the site; every program finds them for itself.
+
+    Of each linear: control (threshold, fixed depth or 0, two unused), record (scores of the residual slices, depth).
+    """
+    i_lane = tl.arange(0, 2 * HIDDEN)
+    b_sum = tl.zeros((2 * HIDDEN,), tl.float32)
+    b_peak = tl.zeros((2 * HIDDEN,), tl.float32)
+    for i in tl.static_range(PARTS):
+        b_part = tl.load(p_part + i * 2 * HIDDEN + i_lane)
+        b_sum += b_part
+        b_peak = tl.maximum(b_peak, b_part)
+    scale = 1.0
+    if MODE == NORM:
+        scale = tl.rsqrt(tl.sum(tl.where(i_lane == HIDDEN + 2, b_sum, 0.0), 0) / width + eps)
+    depth = tl.load(p_control + 4 * head + 1).to(tl.int32)
+    if p_small is not None:
+        chosen = _score(p_small, p_control, p_record, b_sum, b_peak, scale, width, head, record, HIDDEN)
+        depth = tl.where(depth > 0, depth, chosen)
+    tl.store(p_record + 4 * head + EXTRA, depth.to(tl.float32), mask=record)
+    return depth, scale
+
+
+@triton.jit
+def _score(p_small, p_control, p_record, b_sum, b_peak, scale, width, head, record, HIDDEN: tl.constexpr):
+    """The router's second layer: the depth by its scores, which are recorded."""
+    i_lane = tl.arange(0, 2 * HIDDEN)
+    m_hidden = i_lane < HIDDEN
+    squares = tl.maximum(tl.sum(tl.where(i_lane == HIDDEN, b_sum, 0.0), 0), 1e-30)
+    peak = tl.maximum(tl.sum(tl.where(i_lane == HIDDEN + 1, b_peak, 0.0), 0), 1e-30)
+    b_pre = tl.load(p_small + 2 * HIDDEN + i_lane, mask=m_hidden, other=0.0)
+    b_pre += b_sum * tl.sqrt(width.to(tl.float32) / squares)
+    b_pre += tl.load(p_small + i_lane, mask=m_hidden, other=0.0) * tl.log(tl.sqrt(squares) * scale)
+    b_pre += tl.load(p_small + HIDDEN + i_lane, mask=m_hidden, other=0.0) * tl.log(peak * scale)
+    b_hidden = tl.where(m_hidden, b_pre * tl.sigmoid(b_pre), 0.0)
+    limit = tl.load(p_control + 4 * head)
+    p_small += 3 * HIDDEN
+    least = float("inf")
+    depth = 1
+    for extra in tl.static_range(EXTRA):
+        i_score = head + extra * HEADS
+        b_row = tl.load(p_small + HEADS * EXTRA + i_score * HIDDEN + i_lane, mask=m_hidden, other=0.0)
+        least = tl.minimum(least, tl.sum(b_row * b_hidden, 0) + tl.load(p_small + i_score))
+        depth += (least > limit).to(tl.int32)
+        tl.store(p_record + 4 * head + extra, least, mask=record)
+    return depth

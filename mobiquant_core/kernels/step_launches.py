@@ -1,0 +1,158 @@
+"""The launches of a decode step beside its products: sizes and flags of route.py, attention.py and step_parts.py."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import triton
+from jaxtyping import Float, Float16
+from torch import Tensor
+
+from mobiquant_core.kernels.activation import SplitActivations
+from mobiquant_core.kernels.attention import attention_kernel
+from mobiquant_core.kernels.route import AS_IT_IS, EXTRA, GATE, HEADS, NORM, prepare_kernel
+from mobiquant_core.kernels.step_parts import dense_input_kernel, draw_kernel, embed_kernel
+
+MODE_AS_IT_IS, MODE_NORM, MODE_GATE = (int(mode.value) for mode in (AS_IT_IS, NORM, GATE))
+PADDED_HEADS, PADDED_EXTRA = int(HEADS.value), int(EXTRA.value)
+CANDIDATES = 64
+SPLITS = 16
+"""Programs that share the positions of a key-value head."""
+MOST_PARTS = 64
+_POSITIONS = 32
+_BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class AttentionSizes:
+    """What attention needs to know of a model."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    window: int
+    norm_eps: float
+
+    @property
+    def share(self) -> int:
+        """Query heads of a key-value head."""
+        return self.heads // self.kv_heads
+
+    @property
+    def rows(self) -> int:
+        """`share`, padded to what a tensor-core product takes."""
+        return max(16, triton.next_power_of_2(self.share))
+
+    @property
+    def fills_groups(self) -> bool:
+        """Whether a key-value head's outputs are whole groups, a power of two of them: then it prepares them."""
+        width = self.share * self.head_dim
+        return width % 128 == 0 and width & (width - 1) == 0
+
+    @property
+    def sums(self) -> int:
+        """Numbers that the programs leave for the last of them."""
+        return self.kv_heads * SPLITS * self.rows * (self.head_dim + 2)
+
+
+def groups_per_part(width: int) -> int:
+    """Groups that one program prepares: few, but never more than 32 parts."""
+    groups, each = -(-width // 128), 2
+    while -(-groups // each) > 32:
+        each *= 2
+    return each
+
+
+def part_count(width: int) -> int:
+    return triton.cdiv(triton.cdiv(width, 128), groups_per_part(width))
+
+
+def prepare(
+    source: Float[Tensor, "1 values"],
+    norm: Float[Tensor, " width"] | None,
+    direction: Float16[Tensor, "hidden width"] | None,
+    out: SplitActivations,
+    parts: Float[Tensor, " numbers"],
+    width: int,
+    hidden: int,
+    mode: int,
+    dependent: bool,
+) -> None:
+    """Activation bytes and router parts of a site's input."""
+    each = groups_per_part(width)
+    prepare_kernel[(part_count(width),)](
+        source, norm, direction, out.bytes, out.scales, parts, width, out.scales.shape[1], HIDDEN=hidden, GROUPS=each,
+        MODE=mode, PDL=dependent, num_warps=max(1, each // 2), launch_pdl=dependent,
+    )  # fmt: skip
+
+
+def dense_input(
+    source: Float[Tensor, "1 values"],
+    norm: Float[Tensor, " width"] | None,
+    out: Float[Tensor, "1 width"],
+    eps: float,
+    mode: int,
+    dependent: bool,
+) -> None:
+    """A site's input in 16 bits."""
+    width = out.shape[1]
+    dense_input_kernel[(-(-width // _BLOCK),)](
+        source, norm, out, width, eps, MODE=mode, BLOCK=_BLOCK, PDL=dependent, num_warps=4, launch_pdl=dependent
+    )
+
+
+def attend(
+    sizes: AttentionSizes,
+    qkv: Float[Tensor, "1 rows"],
+    cache: tuple[Float[Tensor, "kv_heads room head_dim"], Float[Tensor, "kv_heads room head_dim"]],
+    rotary: Float[Tensor, "room head_dim"],
+    norms: tuple[Tensor | None, Tensor | None],
+    position: Tensor,
+    scratch: tuple[Tensor, Tensor],
+    out: Float[Tensor, "1 width"],
+    prepared: tuple[Tensor | None, SplitActivations, Tensor, int],
+    *,
+    dependent: bool,
+    exact: bool,
+) -> None:
+    """out = attention of the newest token; `prepared`: (router direction, bytes, parts, hidden or 0 for raw output)."""
+    direction, split, parts, hidden = prepared
+    attention_kernel[(sizes.kv_heads, SPLITS)](
+        qkv, *cache, rotary, *norms, position, *scratch, out, direction, split.bytes, split.scales, parts,
+        sizes.heads, sizes.kv_heads, cache[0].shape[1],
+        SIZES=(sizes.head_dim, sizes.share, sizes.rows, _POSITIONS, SPLITS, sizes.window),
+        FLAGS=(dependent, exact, hidden, math.log2(math.e) * sizes.head_dim**-0.5, sizes.norm_eps),
+        num_warps=4, launch_pdl=dependent,
+    )  # fmt: skip
+
+
+def embed(table: Float[Tensor, "vocabulary width"], token: Tensor, out: Float[Tensor, "1 width"]) -> None:
+    """out = table[token], the token read on the device."""
+    embed_kernel[(-(-out.shape[1] // _BLOCK),)](table, token, out, out.shape[1], BLOCK=_BLOCK, PDL=False, num_warps=4)
+
+
+def draw_token(
+    logits: Float[Tensor, " vocabulary"],
+    token: Tensor,
+    position: Tensor,
+    history: Tensor,
+    settings: Tensor,
+    seed: Tensor,
+    *,
+    sample: bool,
+) -> None:
+    """The next token, best or sampled, into `token` and `history`; the position moves on."""
+    count = min(CANDIDATES, logits.numel())
+    if sample:
+        values, ids = logits.topk(count)
+    else:
+        values, ids = logits, logits.argmax(keepdim=True)
+    draw_kernel[(1,)](
+        values, ids, token, position, history, settings, seed, count, BLOCK=CANDIDATES, DRAW=sample, num_warps=1
+    )
+
+
+def float_settings(temperature: float, top_k: int) -> Tensor:
+    """The sampler's settings as the kernel reads them."""
+    most = CANDIDATES if top_k <= 0 else min(top_k, CANDIDATES)
+    return torch.tensor([max(temperature, 1e-4), float(most)])

@@ -1,0 +1,58 @@
+"""How a product is cut up for a shape and a card: a small table, with a rule for what it does not list.
+
+Nothing is tuned while a user waits; `bench kernel --sweep` measures candidates for this table.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+_WARPS_PER_MULTIPROCESSOR = 11
+"""Warps to aim for on each multiprocessor: enough loads under way to keep its share of the memory busy."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How the rows and groups of a product are shared out."""
+
+    tiles: int
+    """Tiles of 16 rows in one program."""
+    split: int
+    """Warps that share the groups of one tile."""
+    units: tuple[int, ...]
+    """Groups a warp has under way at once, for each depth."""
+    pieces: int = 0
+    """Pieces of 4 kB of the first plane that a warp asks for before it knows the depth."""
+    late: bool = False
+    """Whether the next kernel may start only when this one's products are done, not at once."""
+
+
+_UNITS = (4, 2, 1, 1)
+_MEASURED: dict[tuple[str, int, int], Tuning] = {
+    ("NVIDIA H200", 6144, 32): Tuning(1, 4, (8, 4, 2, 2), 1),
+    ("NVIDIA H200", 4096, 32): Tuning(1, 8, (4, 2, 1, 1), 1),
+    ("NVIDIA H200", 28672, 32): Tuning(2, 1, (4, 4, 2, 2), 1),
+    ("NVIDIA H200", 4096, 112): Tuning(1, 8, (4, 2, 2, 2), 1),
+}
+"""(card, rows, groups): what won on that card at one token, launches overlapping; benchmarks/results has the sweep."""
+
+
+def tuning_for(rows: int, groups: int, tokens: int, device: torch.device) -> Tuning:
+    """The table's entry, or a rule that needs nothing but the number of multiprocessors."""
+    name, multiprocessors = ("cpu", 1) if device.type != "cuda" else _card(device)
+    found = _MEASURED.get((name, rows, groups))
+    if found is not None and tokens <= 4:
+        return found
+    tiles = -(-rows // 16)
+    split = 1
+    while split < 8 and tiles * split < multiprocessors * _WARPS_PER_MULTIPROCESSOR and split * 2 <= groups:
+        split *= 2
+    # More groups at once than a warp has would only be masked out.
+    most = 1 << (-(-groups // split) - 1).bit_length()
+    units = _UNITS if tokens <= 4 else (1, 1, 1, 1)
+    return Tuning(1, split, tuple(min(unit, most) for unit in units))
+
+
+def _card(device: torch.device) -> tuple[str, int]:
+    properties = torch.cuda.get_device_properties(device)
+    return properties.name, properties.multi_processor_count
