@@ -1,0 +1,141 @@
+"""From a bit budget to thresholds, and the slow correction of what was really spent.
+
+It sees score quantiles and weight counts only: any policy, any model.
+"""
+
+import math
+from functools import cached_property
+from numbers import Real
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mobiquant_core.config import MobiQuantConfig
+from mobiquant_core.errors import BudgetError
+
+GRID_POINTS = 121
+QUANTILES = 257
+THRESHOLD_MODES = ("global", "per_linear")
+_BISECTIONS = 64
+_END = 1e-9
+"""Budgets this close to the least or the most are that end exactly."""
+
+
+def validate_budget(bits: object, config: MobiQuantConfig) -> float:
+    """The budget as a float; BudgetError for anything that is no number within the slices' range."""
+    least, most = config.bits(1), config.total_bits
+    if isinstance(bits, bool) or not isinstance(bits, Real) or not math.isfinite(bits):
+        raise BudgetError(f"The bit budget {bits!r} is not a number. Give one from {least} to {most}, for example 3.5.")
+    bits = float(bits)
+    if not least <= bits <= most:
+        raise BudgetError(f"The bit budget {bits:g} is outside {least} to {most}. Give one in that range.")
+    return bits
+
+
+class ThresholdTable:
+    """Thresholds that meet any average exactly on the scores the quantiles were taken from.
+
+    `spent` says what runs at the budgets `asked` really used on calibration text (scores shift a little with the
+    precision of the layers before); a request is translated through it.
+    """
+
+    def __init__(
+        self,
+        quantiles: Float[Tensor, "linears extra quantiles"],
+        weights: list[int],
+        config: MobiQuantConfig,
+        asked: list[float] | None = None,
+        spent: list[float] | None = None,
+    ) -> None:
+        self.config = config
+        self._quantiles = quantiles.double().contiguous()
+        self._weights = torch.tensor(weights, dtype=torch.float64) / sum(weights)
+        self._slice_bits = torch.tensor(config.slice_bits[1:], dtype=torch.float64)
+        self._asked, self._spent = asked or [], spent or []
+        self.budget_grid = torch.linspace(config.bits(1), config.total_bits, GRID_POINTS, dtype=torch.float64)
+
+    @cached_property
+    def global_thresholds(self) -> Float[Tensor, " budgets"]:
+        return torch.stack([self.at(budget)[0] for budget in self.budget_grid.tolist()])
+
+    @cached_property
+    def per_linear(self) -> Float[Tensor, "budgets linears"]:
+        return torch.stack([self.at(budget, "per_linear") for budget in self.budget_grid.tolist()])
+
+    def at(self, budget: float, mode: str = "global") -> Float[Tensor, " linears"]:
+        """The threshold of every linear; +inf at the smallest budget and -inf at the largest."""
+        if mode not in THRESHOLD_MODES:
+            raise BudgetError(f"The threshold mode {mode!r} is unknown. Known: {', '.join(THRESHOLD_MODES)}.")
+        budget = validate_budget(budget, self.config)
+        linears = self._quantiles.shape[0]
+        if budget <= self.config.bits(1) + _END:
+            return torch.full((linears,), math.inf)
+        if budget >= self.config.total_bits - _END:
+            return torch.full((linears,), -math.inf)
+        if mode == "global":
+            return self._bisect(self._translated(budget), torch.zeros(1, dtype=torch.float64)).expand(linears).float()
+        return self._bisect(budget, torch.zeros(linears, dtype=torch.float64)).float()
+
+    def _bisect(self, budget: float, low: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """One common threshold (n = 1) or one per linear at which the average equals `budget`."""
+        low = low + self._quantiles.min() - 1
+        high = torch.full_like(low, float(self._quantiles.max()) + 1)
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            per_linear = self._bits_at(middle.expand(self._quantiles.shape[0]))
+            average = (per_linear * self._weights).sum() if low.numel() == 1 else per_linear
+            too_many = average > budget
+            low, high = torch.where(too_many, middle, low), torch.where(too_many, high, middle)
+        return high
+
+    def _bits_at(self, thresholds: Float[Tensor, " linears"]) -> Float[Tensor, " linears"]:
+        """Average bits of every linear on the calibration scores."""
+        quantiles, last = self._quantiles, self._quantiles.shape[-1] - 1
+        sought = thresholds[:, None, None].expand(*quantiles.shape[:2], 1).contiguous()
+        upper = torch.searchsorted(quantiles, sought, right=True)
+        right = upper.clamp(1, last)
+        left_value, right_value = quantiles.gather(-1, right - 1), quantiles.gather(-1, right)
+        within = ((sought - left_value) / (right_value - left_value).clamp_min(1e-300)).clamp(0, 1)
+        below = torch.where(upper > last, 1.0, (right - 1 + within) / last)
+        below = torch.where(upper == 0, 0.0, below).squeeze(-1)
+        return self.config.bits(1) + ((1 - below) * self._slice_bits).sum(-1)
+
+    def _translated(self, budget: float) -> float:
+        """The budget to solve for so that `budget` is what a run spends."""
+        least, most = float(self.config.bits(1)), float(self.config.total_bits)
+        spent, asked = [least, *self._spent, most], [least, *self._asked, most]
+        for i in range(1, len(spent)):
+            if budget <= spent[i] and spent[i] > spent[i - 1]:
+                part = (budget - spent[i - 1]) / (spent[i] - spent[i - 1])
+                return asked[i - 1] + max(part, 0.0) * (asked[i] - asked[i - 1])
+        return budget
+
+
+class BudgetController:
+    """Slow causal correction between chunks: what was under- or overspent is made good over a horizon of tokens."""
+
+    def __init__(
+        self, requested: float, config: MobiQuantConfig, horizon_tokens: int = 256, largest_correction: float = 1.0
+    ) -> None:
+        self.requested = validate_budget(requested, config)
+        self._range = (float(config.bits(1)), float(config.total_bits))
+        self._horizon = horizon_tokens
+        self._largest = largest_correction
+        self._unspent = 0.0
+        self._chunk = 0
+
+    def observe(self, average_bits: float, tokens: int) -> None:
+        """A chunk of `tokens` tokens used `average_bits`."""
+        self._unspent += (self.requested - average_bits) * tokens
+        self._chunk = tokens
+
+    @property
+    def effective(self) -> float:
+        """The budget for the next chunk; the ends of the range are never corrected, they are exact."""
+        if self.requested in self._range:
+            return self.requested
+        # A horizon shorter than the chunk itself would overcorrect and swing.
+        correction = self._unspent / max(self._horizon, self._chunk)
+        corrected = self.requested + min(max(correction, -self._largest), self._largest)
+        return min(max(corrected, self._range[0]), self._range[1])

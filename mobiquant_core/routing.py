@@ -1,0 +1,229 @@
+"""Which depth every token gets at every linear, during one forward pass of the model.
+
+All state of a call lives in a context variable, so threads and requests with different budgets share one model.
+It does not know how scores are made (policies) or how thresholds are found (budget).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar, Token
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from mobiquant_core.linear import MobiLinear
+
+Depths = int | Tensor
+"""One depth for all tokens of the call, or uint8 [tokens]."""
+
+
+@dataclass(frozen=True, eq=False)
+class RuntimeSite:
+    """Linears of one layer that read the same input, and the router that scores that input for all of them."""
+
+    layer: int
+    name: str
+    linears: tuple[MobiLinear, ...]
+    router: nn.Module | None
+
+    @cached_property
+    def first(self) -> int:
+        """Index of its first linear; the others follow without a gap."""
+        return self.linears[0].index
+
+
+@runtime_checkable
+class InputPolicy(Protocol):
+    """Scores that depend on the activations."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def reads_input(self) -> bool: ...
+
+    def scores(
+        self, site: RuntimeSite, x: Float[Tensor, "tokens in_features"]
+    ) -> Float[Tensor, "tokens heads extra"]: ...
+
+
+@runtime_checkable
+class PositionPolicy(Protocol):
+    """Scores that depend on the position alone, for all linears at once."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def reads_input(self) -> bool: ...
+
+    def position_scores(self, positions: Tensor) -> Float[Tensor, "tokens linears extra"]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class RoutingPlan:
+    """A policy and the threshold of every linear: all that a budget amounts to. Made by QuantizedModel.plan."""
+
+    policy: InputPolicy | PositionPolicy
+    thresholds: Float[Tensor, " linears"]
+    requested_bits: float
+    mode: str
+
+    @cached_property
+    def threshold_list(self) -> list[float]:
+        return self.thresholds.tolist()
+
+
+class Recorder:
+    """Collects the scores and depths of one forward pass."""
+
+    def __init__(self) -> None:
+        self._parts: dict[int, tuple[Tensor, Sequence[Depths]]] = {}
+
+    def add(self, first: int, scores: Float[Tensor, "tokens linears extra"], depths: Sequence[Depths]) -> None:
+        """Scores and depths of consecutive linears, starting at index `first`."""
+        self._parts[first] = (scores, depths)
+
+    def scores(self) -> Float[Tensor, "tokens linears extra"]:
+        """All linears in canonical order."""
+        parts = [self._parts[first][0] for first in sorted(self._parts)]
+        return torch.cat([part.to(parts[0].device) for part in parts], dim=1).float()
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """(depths uint8 [linears, tokens], scores float32 [linears, tokens, extra])."""
+        scores = self.scores().transpose(0, 1).cpu().numpy()
+        rows = [np.asarray(_as_numpy(row)) for first in sorted(self._parts) for row in self._parts[first][1]]
+        depths = np.stack([np.broadcast_to(row, scores.shape[1]) for row in rows]).astype(np.uint8)
+        return depths, scores
+
+
+class RoutingPass:
+    """One forward of the model under a plan: `with RoutingPass(sites, plan, position): model(...)`.
+
+    `sites` has one entry per linear index. Linears that share an input are scored once.
+    """
+
+    def __init__(
+        self, sites: Sequence[RuntimeSite], plan: RoutingPlan, position: int = 0, recorder: Recorder | None = None
+    ) -> None:
+        self.plan = plan
+        self._sites = sites
+        self._position = position
+        self._recorder = recorder
+        self._site: RuntimeSite | None = None
+        self._x: Tensor | None = None
+        self._depths: Sequence[Depths] = ()
+        self._fixed: Sequence[Depths] | None = None
+        self._thresholds: dict[torch.device, Tensor] = {}
+        self._token: Token | None = None
+
+    def __enter__(self) -> RoutingPass:
+        self._token = _current.set(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._token is not None:
+            _current.reset(self._token)
+        # The pass may outlive the forward inside a recorder's owner; the activations must not.
+        self._x = self._site = None
+
+    def depths(self, linear: MobiLinear, x: Float[Tensor, "... in_features"]) -> Depths:
+        """The depth of each of x's tokens at `linear`."""
+        if not self.plan.policy.reads_input:
+            if self._fixed is None:
+                self._fixed = self._route_positions(x)
+            chosen = self._fixed[linear.index]
+            return chosen if isinstance(chosen, int) else chosen.to(x.device)
+        site = self._sites[linear.index]
+        if site is not self._site or x is not self._x:
+            self._route_site(site, x)
+        return self._depths[linear.index - site.first]
+
+    def _route_site(self, site: RuntimeSite, x: Float[Tensor, "... in_features"]) -> None:
+        scores = self.plan.policy.scores(site, x.reshape(-1, x.shape[-1]))  # type: ignore[union-attr]
+        self._depths = self._above_thresholds(scores, site.first)
+        self._site, self._x = site, x
+        if self._recorder is not None:
+            self._recorder.add(site.first, scores, self._depths)
+
+    def _route_positions(self, x: Float[Tensor, "... in_features"]) -> Sequence[Depths]:
+        length = x.shape[-2] if x.dim() > 1 else 1
+        positions = torch.arange(self._position, self._position + length, device=x.device)
+        positions = positions.repeat(x.numel() // x.shape[-1] // length)
+        scores = self.plan.policy.position_scores(positions)  # type: ignore[union-attr]
+        depths = self._above_thresholds(scores, 0)
+        if self._recorder is not None:
+            self._recorder.add(0, scores, depths)
+        return depths
+
+    def _above_thresholds(self, scores: Float[Tensor, "tokens heads extra"], first: int) -> Sequence[Depths]:
+        """Depths of consecutive linears: 1 + the number of scores strictly above the threshold."""
+        if scores.shape[0] == 1 and scores.device.type == "cpu":
+            # Decoding on a CPU: a Python comparison is cheaper than three tensor operations.
+            limits = self.plan.threshold_list
+            return [
+                1 + sum(value > limits[first + head] for value in row) for head, row in enumerate(scores[0].tolist())
+            ]
+        limits = self._thresholds_on(scores.device)[first : first + scores.shape[1]]
+        counts = (scores > limits[:, None]).sum(-1, dtype=torch.uint8)
+        return (counts + 1).t().contiguous().unbind(0)
+
+    def _thresholds_on(self, device: torch.device) -> Float[Tensor, " linears"]:
+        if device not in self._thresholds:
+            self._thresholds[device] = self.plan.thresholds.to(device)
+        return self._thresholds[device]
+
+
+class FixedDepth:
+    """A pass that runs every linear at one depth, or each linear at its own (one entry per linear index)."""
+
+    def __init__(self, depth: int | Sequence[int] | Tensor) -> None:
+        self._depth = depth if isinstance(depth, int) else [int(value) for value in depth]
+        self._token: Token | None = None
+
+    def __enter__(self) -> FixedDepth:
+        self._token = _current.set(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._token is not None:
+            _current.reset(self._token)
+
+    def depths(self, linear: MobiLinear, x: Float[Tensor, "... in_features"]) -> Depths:
+        return self._depth if isinstance(self._depth, int) else self._depth[linear.index]
+
+
+class _AllSlices:
+    """What holds where no pass is active."""
+
+    def depths(self, linear: MobiLinear, x: Float[Tensor, "... in_features"]) -> Depths:
+        return linear.config.depths
+
+
+_ALL_SLICES = _AllSlices()
+_current: ContextVar[RoutingPass | FixedDepth | _AllSlices] = ContextVar("mobiquant_routing", default=_ALL_SLICES)
+
+
+def current_pass() -> RoutingPass | FixedDepth | _AllSlices:
+    """The pass of this thread or task; outside of any, one that uses all slices."""
+    return _current.get()
+
+
+@contextmanager
+def full_depth() -> Iterator[None]:
+    """All slices for everything inside, whatever pass is around it."""
+    token = _current.set(_ALL_SLICES)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def _as_numpy(depths: Depths) -> np.ndarray | int:
+    return depths if isinstance(depths, int) else depths.cpu().numpy()
