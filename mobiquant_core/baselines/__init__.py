@@ -1,0 +1,1 @@
+"""Fixed-precision rivals of the elastic model: round to nearest, GPTQ, and the same calibration for one width."""

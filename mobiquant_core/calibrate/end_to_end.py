@@ -1,0 +1,189 @@
+"""Stage (b) of a full calibration: routers, ranges and shifts against the full-precision model's predictions.
+
+Every window of a step runs at its own budget; gates are hard forward and soft backward, and a Lagrange multiplier
+per window makes a common shift of all scores neutral. It knows nothing of blocks or files.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mobiquant_core.calibrate.blockwise import parameter_groups, set_rates
+from mobiquant_core.calibrate.graphed import Replayed
+from mobiquant_core.calibrate.schedule import ThresholdSchedule, cosine_rate, draw_budgets, softness_at
+from mobiquant_core.calibrate.student import FIXED_DEPTHS, FULL_PRECISION, GATED, Student
+
+LONGEST = 10**9
+RECENT = 50
+"""Steps whose loss is averaged at the end."""
+
+
+@dataclass(frozen=True)
+class EndToEndSettings:
+    """How long, how fast, over which budgets."""
+
+    steps: int = 800
+    windows_per_step: int = 16
+    router_rate: float = 2e-3
+    base_rate: float = 1e-2
+    range_rate: float = 5e-3
+    shift_rate: float = 2e-3
+    gain_rate: float = 2e-3
+    scale_rate: float = 1e-3
+    rounding_rate: float = 0.0
+    """Above zero, weights may also choose the nearer neighbour of their cell; in pivot cells per step."""
+    highest_budget: float = 6.0
+    exponent: float = 0.5
+    """Windows are summed as KL ** exponent: below 1, so that generous budgets count beside scarce ones."""
+    first_temperature: float = 1.0
+    last_temperature: float = 0.3
+    noisy_windows: int = 2
+    """Windows of a step in which some tokens are replaced at random: gates must stay sane on text of any kind."""
+    noise: float = 0.25
+    seconds: float | None = None
+    """A time limit instead of `steps`: the schedule follows the clock."""
+    seed: int = 0
+
+
+class EndToEnd:
+    """One run of the optimisation; `step` is public so that a clock or a test can drive it."""
+
+    def __init__(self, student: Student, settings: EndToEndSettings) -> None:
+        self.student, self.settings = student, settings
+        self.device = student.linears[0].weight.device
+        self.routed = student.config.depths > 1
+        self.groups = parameter_groups(student.linears, settings)
+        self.fitted = [parameter for group in self.groups for parameter in group["params"]]
+        routers = [site.router for site in student.sites if site.router is not None]
+        self.router_parameters = [parameter for router in routers for parameter in router.parameters()]
+        if self.routed:
+            # The offset of a whole linear must be able to travel several nats, so it moves faster than the rest.
+            bases = {id(router.base) for router in routers}
+            slow = [parameter for parameter in self.router_parameters if id(parameter) not in bases]
+            self.groups.append({"params": slow, "peak": settings.router_rate})
+            self.groups.append({"params": [router.base for router in routers], "peak": settings.base_rate})
+        self.schedule = ThresholdSchedule(student.config, student.weights, self.device)
+        self.optimizer = torch.optim.Adam(self.groups, lr=1e-3, betas=(0.9, 0.98), fused=self.device.type == "cuda")
+        self.budgets = torch.Generator().manual_seed(settings.seed)
+        self.temperature = torch.tensor(settings.first_temperature, device=self.device)
+        self.gradients = Replayed(self._compute_gradients)
+        self.steps_done = 0
+
+    def run(
+        self,
+        windows: Int[Tensor, "windows tokens"],
+        progress: Callable[[str, float], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> float:
+        """All steps; returns the mean KL of the last ones. `should_stop` ends a run early."""
+        order = torch.Generator().manual_seed(self.settings.seed)
+        queue = torch.randperm(len(windows), generator=order)
+        per_step, recent = min(self.settings.windows_per_step, len(windows)), []
+        start, limit = time.monotonic(), self.settings.seconds
+        for step in range(self.settings.steps if limit is None else LONGEST):
+            if len(queue) < per_step:
+                queue = torch.randperm(len(windows), generator=order)
+            batch, queue = windows[queue[:per_step].to(windows.device)], queue[per_step:]
+            share_done = step / self.settings.steps if limit is None else (time.monotonic() - start) / limit
+            if share_done >= 1 or (should_stop is not None and should_stop()):
+                break
+            loss = self.step(batch.to(self.device), share_done)
+            self.steps_done += 1
+            recent = [*recent[-RECENT + 1 :], loss]
+            if step % 20 == 0:
+                # Reading the loss waits for the device, so the clock of a time limit stays honest.
+                text = f"step {step}, KL {loss.mean().item():.4f}"
+                if progress is not None:
+                    progress(text, share_done)
+        return float(torch.stack(recent).mean())
+
+    def step(self, batch: Int[Tensor, "batch tokens"], share_done: float) -> Float[Tensor, " batch"]:
+        """One optimisation step; returns the KL of every window."""
+        first, last = self.settings.first_temperature, self.settings.last_temperature
+        self.temperature.fill_(first + (last - first) * share_done)
+        if self.student.run.softness is not None:
+            self.student.run.softness.fill_(softness_at(share_done))
+        thresholds = torch.zeros(len(batch), device=self.device)
+        if self.routed:
+            if self.schedule.table is None:
+                self._first_thresholds(batch)
+            drawn = draw_budgets(len(batch), self.student.config, self.settings.highest_budget, self.budgets)
+            thresholds = self.schedule.at(drawn.to(self.device))
+            batch = self._with_noise(batch)
+        divergence, scores, fitted, routed = self.gradients(batch, thresholds)
+        for parameter, gradient in zip(self.fitted, fitted, strict=True):
+            parameter.grad = gradient
+        for parameter, gradient in zip(self.router_parameters, routed, strict=True):
+            parameter.grad = gradient
+        if self.routed:
+            self.schedule.update(scores)
+            torch.nn.utils.clip_grad_norm_(self.router_parameters, 1.0)
+        set_rates(self.optimizer, cosine_rate(share_done))
+        self.optimizer.step()
+        return divergence.clone()
+
+    def _with_noise(self, batch: Int[Tensor, "batch tokens"]) -> Int[Tensor, "batch tokens"]:
+        """Replaces some tokens of evenly spread windows; the first position stays, it begins every text."""
+        if self.settings.noisy_windows == 0 or len(batch) < 4 * self.settings.noisy_windows:
+            return batch
+        drawn = torch.rand(batch.shape, generator=self.budgets)
+        drawn[:, 0] = 1.0
+        every = len(batch) // self.settings.noisy_windows
+        clean = torch.arange(len(batch)) % every != every // 2
+        drawn[clean] = 1.0
+        vocabulary = self.student.model.config.vocab_size
+        strange = torch.randint(2, vocabulary, batch.shape, generator=self.budgets)
+        return torch.where((drawn < self.settings.noise).to(batch.device), strange.to(batch.device), batch)
+
+    def _compute_gradients(
+        self, batch: Tensor, thresholds: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """(KL per window, all scores, gradients of what is fitted, gradients of the routers)."""
+        run, backbone = self.student.run, self.student.backbone
+        with torch.no_grad():
+            run.mode = FULL_PRECISION
+            wanted = backbone.logits(batch).log_softmax(-1)
+        run.mode = GATED if self.routed else FIXED_DEPTHS
+        run.thresholds, run.temperature = thresholds, self.temperature
+        run.scores.clear()
+        divergence = kl_per_window(wanted, backbone.logits(batch))
+        objective = divergence.clamp_min(1e-6).pow(self.settings.exponent).mean()
+        scores = [run.scores[index] for index in sorted(run.scores)]
+        gradients = torch.autograd.grad(objective, [*self.fitted, *scores])
+        fitted, by_score = gradients[: len(self.fitted)], gradients[len(self.fitted) :]
+        if not self.routed:
+            return divergence.detach(), batch, fitted, ()
+        stacked = torch.stack([score.detach() for score in scores])
+        corrected = self._budget_neutral(torch.stack(list(by_score)), stacked, thresholds)
+        routed = torch.autograd.grad(scores, self.router_parameters, list(corrected))
+        run.scores.clear()
+        return divergence.detach(), stacked, fitted, routed
+
+    def _budget_neutral(self, gradient: Tensor, scores: Tensor, thresholds: Tensor) -> Tensor:
+        """Adds lambda x d bits / d score per window, lambda such that raising all scores alike changes nothing."""
+        soft = torch.sigmoid((scores - thresholds.view(1, -1, 1, 1)) / self.temperature)
+        bits = soft * (1 - soft) * self.schedule.share.view(-1, 1, 1, 1) * self.schedule.gain
+        price = gradient.sum((0, 2, 3)) / bits.sum((0, 2, 3)).clamp_min(1e-12)
+        return gradient - price.view(1, -1, 1, 1) * bits
+
+    @torch.no_grad()
+    def _first_thresholds(self, batch: Tensor) -> None:
+        """Scores of one gated pass at middling thresholds start the table."""
+        run = self.student.run
+        run.mode, run.temperature, run.thresholds = GATED, self.temperature, torch.zeros(len(batch), device=self.device)
+        run.scores.clear()
+        self.student.backbone.logits(batch)
+        self.schedule.update(torch.stack([run.scores[index] for index in sorted(run.scores)]))
+        run.scores.clear()
+
+
+def kl_per_window(
+    wanted: Float[Tensor, "batch tokens vocabulary"], logits: Float[Tensor, "batch tokens vocabulary"]
+) -> Float[Tensor, " batch"]:
+    """Mean KL(full precision || student) of every window; `wanted` holds log-probabilities."""
+    given = logits.log_softmax(-1)
+    return (wanted.exp() * (wanted - given)).sum(-1).mean(-1)

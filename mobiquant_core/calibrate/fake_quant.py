@@ -1,0 +1,183 @@
+"""Dense weights of all depths as a differentiable function of the group ranges.
+
+Forward is the nested quantizer of `slicing.py` in fp32; backward passes straight through the floor, in closed
+form, so that nothing of the size of the weight is kept between the two. It knows one matrix.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from mobiquant_core.config import MobiQuantConfig
+from mobiquant_core.rounding import entry_code, neighbours
+from mobiquant_core.slicing import group_columns
+
+SMALLEST_STEP = 2.0**-24
+HARD = 1e-4
+"""A softness at which practically no weight is undecided."""
+
+
+class NestedWeights(torch.autograd.Function):
+    """[depths, out, in] weights of every depth from one matrix and the range of each of its groups."""
+
+    @staticmethod
+    def forward(
+        ctx,
+        weight: Tensor,
+        low: Tensor,
+        high: Tensor,
+        lean: Tensor | None,
+        softness: Tensor | None,
+        config: MobiQuantConfig,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        ctx.save_for_backward(weight, low, high, lean, softness)
+        ctx.config = config
+        step, cells = _cells(weight, low, high, config)
+        code = cells.floor().clamp_(0, 2**config.total_bits - 1)
+        choice = None if lean is None or softness is None else _Choice(cells, code, lean, softness, config)
+        stack = torch.empty(config.depths, *weight.shape, dtype=dtype, device=weight.device)
+        for depth in range(config.depths):
+            centre = _centre(code, choice, 2.0 ** (config.total_bits - config.bits_by_depth[depth]))
+            values = torch.addcmul(low.unsqueeze(-1), centre, step * _ratio(config, depth))
+            stack[depth] = values.flatten(1)[:, : weight.shape[1]]
+        return stack
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Inside the range d value / d step is the rounding residual; outside, the value follows its outermost cell."""
+        weight, low, high, lean, softness = ctx.saved_tensors
+        config: MobiQuantConfig = ctx.config
+        step, cells = _cells(weight, low, high, config)
+        outside = (cells < 0) | (cells >= 2**config.total_bits)
+        code = cells.floor().clamp_(0, 2**config.total_bits - 1)
+        choice = None if lean is None or softness is None else _Choice(cells, code, lean, softness, config)
+        by_step, by_edge = torch.zeros_like(low), torch.zeros_like(low)
+        by_weight = torch.zeros_like(cells) if ctx.needs_input_grad[0] else None
+        by_share = torch.zeros_like(cells) if choice is not None else None
+        padding = cells.shape[1] * cells.shape[2] - weight.shape[1]
+        for depth in range(config.depths):
+            finer = 2.0 ** (config.total_bits - config.bits_by_depth[depth])
+            centre = _centre(code, choice, finer)
+            residual = torch.where(outside, centre, centre - cells / finer)
+            gradient = torch.nn.functional.pad(gradients[0][depth].float(), (0, padding)).view_as(cells)
+            by_step += (gradient * residual).sum(-1) * _ratio(config, depth)
+            by_edge += (gradient * outside).sum(-1)
+            if by_weight is not None:
+                by_weight += gradient * ~outside
+            if choice is not None and by_share is not None:
+                by_share += gradient * choice.jump(finer) * (step * _ratio(config, depth))
+        # step = (high - low) / bins of the base slice; the edge is `low` itself
+        by_high = by_step / 2 ** config.slice_bits[0]
+        columns = weight.shape[1]
+        flat = None if by_weight is None else by_weight.flatten(1)[:, :columns]
+        leaning = None
+        if choice is not None and by_share is not None:
+            leaning = (choice.share_gradient() * by_share).flatten(1)[:, :columns]
+        return flat, by_edge - by_high, by_high, leaning, None, None, None
+
+
+def nested_weights(
+    weight: Float[Tensor, "out in_features"],
+    low: Float[Tensor, "out groups"],
+    high: Float[Tensor, "out groups"],
+    config: MobiQuantConfig,
+    dtype: torch.dtype = torch.float32,
+    lean: Float[Tensor, "out in_features"] | None = None,
+    softness: Float[Tensor, ""] | None = None,
+) -> Float[Tensor, "depths out in_features"]:
+    """Weights of every depth, differentiable in the range, in the weight (for an input scale) and in `lean`.
+
+    `lean`, in pivot cells, moves a weight to its nearer neighbour as it passes the edge between them: gradually, over
+    twice `softness`, since a hard choice would waver between two cells where only the way between them is wanted.
+    """
+    if lean is not None and softness is None:
+        softness = torch.full((), HARD, device=weight.device)
+    return NestedWeights.apply(weight, low, high, lean, softness, config, dtype)  # pyright: ignore[reportReturnType]
+
+
+def _centre(code: Tensor, choice: "_Choice | None", finer: float) -> Tensor:
+    """Cell centres at one depth, in its own cells from the lower edge."""
+    centre = (code / finer).floor_().add_(0.5)
+    return centre if choice is None else torch.addcmul(centre, choice.share, choice.jump(finer))
+
+
+class _Choice:
+    """The move that every weight could make, and how far it has made it."""
+
+    def __init__(self, cells: Tensor, code: Tensor, lean: Tensor, softness: Tensor, config: MobiQuantConfig) -> None:
+        cell, other, distance = neighbours(cells, config)
+        self.code, self.direction, self.softness = code, other - cell, softness
+        self.moved = torch.where(self.direction == 0, code, entry_code(cell, other, config))
+        padding = cells.shape[1] * cells.shape[2] - lean.shape[1]
+        padded = torch.nn.functional.pad(lean, (0, padding)).view_as(cells)
+        self.raw_share = (padded * self.direction - distance) / (2 * softness) + 0.5
+        self.share = self.raw_share.clamp(0, 1)
+
+    def jump(self, finer: float) -> Tensor:
+        """How many cells of a depth the whole move makes."""
+        return (self.moved / finer).floor_() - (self.code / finer).floor_()
+
+    def share_gradient(self) -> Tensor:
+        """d share / d lean: only weights near the edge between their cells are undecided."""
+        undecided = (self.raw_share > 0) & (self.raw_share < 1)
+        return self.direction * undecided / (2 * self.softness)
+
+
+def leaning_parity(
+    cells: Float[Tensor, "out groups size"], lean: Float[Tensor, "out in_features"], config: MobiQuantConfig
+) -> Bool[Tensor, "out groups size"]:
+    """Parity of the pivot cell every weight leans to."""
+    cell, other, distance = neighbours(cells, config)
+    padding = cells.shape[1] * cells.shape[2] - lean.shape[1]
+    padded = torch.nn.functional.pad(lean, (0, padding)).view_as(cells)
+    chosen = torch.where(padded * (other - cell) > distance, other, cell)
+    return chosen % 2 == 1
+
+
+def _ratio(config: MobiQuantConfig, depth: int) -> float:
+    return 2.0 ** (config.slice_bits[0] - config.bits_by_depth[depth])
+
+
+def _cells(weight: Tensor, low: Tensor, high: Tensor, config: MobiQuantConfig) -> tuple[Tensor, Tensor]:
+    """(base step [out, groups, 1], position of every weight in units of the finest cell [out, groups, size])."""
+    step = ((high - low) / 2 ** config.slice_bits[0]).clamp_min(SMALLEST_STEP).unsqueeze(-1)
+    grouped = group_columns(weight, config)
+    cells = (grouped - low.unsqueeze(-1)).div_(step * 2.0 ** (config.slice_bits[0] - config.total_bits))
+    return step, cells
+
+
+class RangeFit(torch.nn.Module):
+    """The learnable range of every group: a share of the half-width of the weights on either side of the middle.
+
+    sigmoid keeps the share between 0 and `WIDEST`, so a range can neither flip nor run away.
+    """
+
+    WIDEST = 1.5
+
+    def __init__(
+        self,
+        weight: Float[Tensor, "out in_features"],
+        config: MobiQuantConfig,
+        low: Float[Tensor, "out groups"] | None = None,
+        high: Float[Tensor, "out groups"] | None = None,
+    ) -> None:
+        super().__init__()
+        grouped = group_columns(weight, config)
+        smallest, largest = grouped.amin(-1), grouped.amax(-1)
+        self.middle: Tensor
+        self.radius: Tensor
+        self.register_buffer("middle", (smallest + largest) / 2)
+        self.register_buffer("radius", ((largest - smallest) / 2).clamp_min(1e-8))
+        low = smallest if low is None else low.to(smallest)
+        high = largest if high is None else high.to(largest)
+        self.below = torch.nn.Parameter(self._raw((self.middle - low) / self.radius))
+        self.above = torch.nn.Parameter(self._raw((high - self.middle) / self.radius))
+
+    def _raw(self, share: Tensor) -> Tensor:
+        return torch.logit((share / self.WIDEST).clamp(0.02, 0.98))
+
+    def forward(self) -> tuple[Float[Tensor, "out groups"], Float[Tensor, "out groups"]]:
+        """(low, high) of every group."""
+        reach = self.radius * self.WIDEST
+        return self.middle - reach * self.below.sigmoid(), self.middle + reach * self.above.sigmoid()
