@@ -1,0 +1,148 @@
+"""A quantized transformers model as the weights of a decode step.
+
+It reads what the model's own modules hold (norms, rotary tables, biases); what the step cannot express is refused, and
+the model then decodes through its modules as on a CPU.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from mobiquant_core.convert import QuantizedModel
+from mobiquant_core.errors import KernelError
+from mobiquant_core.fast_decode.weights import (
+    LayerWeights,
+    RouterWeights,
+    SiteWeights,
+    StepShape,
+    StepWeights,
+    pack_router,
+)
+from mobiquant_core.linear import MobiLinear
+from mobiquant_core.packing import can_pack
+from mobiquant_core.planes import site_planes
+from mobiquant_core.router import MlpRouter
+from mobiquant_core.routing import RuntimeSite
+
+_SITES = 4
+_MODELS = ("llama", "mistral", "qwen2", "qwen3")
+
+
+def step_weights(quantized: QuantizedModel, room: int) -> StepWeights:
+    """Weights of the step for sequences of up to `room` positions; KernelError where the step cannot run the model."""
+    reason = why_not(quantized)
+    if reason:
+        raise KernelError(f"The fast decode step cannot run this model: {reason}. It decodes through its modules.")
+    model, settings = quantized.model, quantized.model.config
+    shape = _shape(quantized)
+    body = model.get_submodule("model")
+    layers = tuple(
+        _layer(block, quantized.sites[_SITES * index : _SITES * index + _SITES])
+        for index, block in enumerate(body.get_submodule("layers").children())
+    )
+    embedding = model.get_input_embeddings().get_parameter("weight").data
+    head = model.get_output_embeddings()
+    return StepWeights(
+        shape=shape,
+        embedding=embedding,
+        final_norm=body.get_submodule("norm").get_parameter("weight").data,
+        head=embedding if head is None or settings.tie_word_embeddings else head.get_parameter("weight").data,
+        rotary=_rotary(body.get_submodule("rotary_emb"), room, shape.head_dim, embedding.device),
+        layers=layers,
+    )
+
+
+def why_not(quantized: QuantizedModel) -> str:
+    """Why the step cannot run this model; empty where it can."""
+    settings = quantized.model.config
+    if settings.model_type not in _MODELS:
+        return f"its architecture {settings.model_type} is none of {', '.join(_MODELS)}"
+    if not can_pack(quantized.config):
+        return f"its slices {quantized.config.slice_bits} in groups of {quantized.config.group_size} have no kernels"
+    if settings.hidden_act != "silu":
+        return f"its activation is {settings.hidden_act}, not silu"
+    if any(site.router is not None and not isinstance(site.router, MlpRouter) for site in quantized.sites):
+        return "its routers are no perceptrons"
+    if any(linear.out_features % 16 for site in quantized.sites for linear in site.linears[:-1]):
+        return "a fused projection has a number of rows that is no multiple of 16"
+    return ""
+
+
+def _shape(quantized: QuantizedModel) -> StepShape:
+    settings = quantized.model.config
+    head_dim = getattr(settings, "head_dim", None) or settings.hidden_size // settings.num_attention_heads
+    window = getattr(settings, "sliding_window", None)
+    if not getattr(settings, "use_sliding_window", True):
+        window = None
+    return StepShape(
+        hidden=settings.hidden_size,
+        layers=settings.num_hidden_layers,
+        heads=settings.num_attention_heads,
+        kv_heads=settings.num_key_value_heads,
+        head_dim=head_dim,
+        feed_forward=settings.intermediate_size,
+        vocabulary=settings.vocab_size,
+        norm_eps=settings.rms_norm_eps,
+        **({"window": window} if window else {}),
+    )
+
+
+def _rotary(module: nn.Module, room: int, head_dim: int, device: torch.device) -> Tensor:
+    """The model's own rotary angles, scaling included: cos and sin of half a head for every position."""
+    positions = torch.arange(room, device=device)[None]
+    cos, sin = module(torch.zeros(1, 1, device=device), positions)
+    half = head_dim // 2
+    return torch.cat([cos[0, :, :half], sin[0, :, :half]], dim=1).float().contiguous()
+
+
+def _layer(block: nn.Module, sites: tuple[RuntimeSite, ...]) -> LayerWeights:
+    attention = block.get_submodule("self_attn")
+
+    def norm(module: nn.Module, name: str) -> Tensor | None:
+        found = getattr(module, name, None)
+        return None if found is None else found.weight.data
+
+    attention_input, attention_output, mlp_input, mlp_output = (_site(site) for site in sites)
+    return LayerWeights(
+        block.get_submodule("input_layernorm").get_parameter("weight").data,
+        block.get_submodule("post_attention_layernorm").get_parameter("weight").data,
+        attention_input,
+        attention_output,
+        mlp_input,
+        mlp_output,
+        query_norm=norm(attention, "q_norm"),
+        key_norm=norm(attention, "k_norm"),
+    )
+
+
+def _site(site: RuntimeSite) -> SiteWeights:
+    return SiteWeights(
+        site_planes(site),
+        _router(site),
+        site.first,
+        bias=_joined(site.linears, "bias", 0.0),
+        shift=_joined(site.linears, "shift", 0.0),
+        gain=_joined(site.linears, "gain", 1.0),
+    )
+
+
+def _router(site: RuntimeSite) -> RouterWeights | None:
+    router = site.router
+    if not isinstance(router, MlpRouter):
+        return None
+    parts = (router.direction, router.size, router.hidden_bias, router.output, router.base)
+    return pack_router(*(part.data.float() for part in parts), heads=len(site.linears))
+
+
+def _joined(linears: tuple[MobiLinear, ...], name: str, absent: float) -> Tensor | None:
+    """A readout of several linears side by side; None where none of them has it."""
+    found = [getattr(linear, name) for linear in linears]
+    if all(value is None for value in found):
+        return None
+    some = next(value for value in found if value is not None)
+    return torch.cat(
+        [
+            some.new_full((*some.shape[:-1], linear.out_features), absent) if value is None else value.data
+            for linear, value in zip(linears, found, strict=True)
+        ],
+        dim=-1,
+    ).float()

@@ -1,0 +1,190 @@
+"""One decode step as a chain of launches over static buffers; captured once, it serves every budget.
+
+Per layer: prepare, product, attention, product, prepare, product, prepare, product. Thresholds live on the device and
+every product finds its depth itself. It does not know text, sampling settings or threads.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mobiquant_core.fast_decode.weights import LayerWeights, SiteWeights, StepWeights
+from mobiquant_core.kernels import few_tokens, step_launches
+from mobiquant_core.kernels.activation import SplitActivations
+from mobiquant_core.kernels.few_tokens import RouterParts
+from mobiquant_core.kernels.step_launches import MODE_AS_IT_IS, MODE_GATE, MODE_NORM, AttentionSizes
+from mobiquant_core.kernels.tuning import Tuning
+from mobiquant_core.packing import PackedWeight
+
+_MOST_HIDDEN = 64
+_LINEARS = 7
+
+
+@dataclass(frozen=True)
+class Buffers:
+    """Everything a step reads and writes besides weights, per linear in canonical order.
+
+    `control` is (threshold, fixed depth or 0 where the router decides, two numbers that keep rows aligned), `record`
+    (scores of three slices, depth).
+    """
+
+    hidden: Tensor
+    qkv: Tensor
+    attended: Tensor
+    gate_up: Tensor
+    split: dict[int, SplitActivations]
+    dense: dict[int, Tensor]
+    keys: Tensor
+    values: Tensor
+    parts: Tensor
+    attention_sums: Tensor
+    attention_counts: Tensor
+    control: Tensor
+    record: Tensor
+    token: Tensor
+    position: Tensor
+    history: Tensor
+    settings: Tensor
+    seed: Tensor
+
+    @classmethod
+    def empty(cls, weights: StepWeights, sizes: AttentionSizes, room: int, dtype: torch.dtype) -> "Buffers":
+        shape, device = weights.shape, weights.embedding.device
+
+        def zeros(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(size, dtype=dtype, device=device)
+
+        # Dense products read and write 16 bits; planes add up in fp32.
+        wide = dtype if weights.dense else torch.float32
+        widths = {shape.hidden, shape.heads * shape.head_dim, shape.feed_forward}
+        kv = (shape.layers, shape.kv_heads, room, shape.head_dim)
+        return cls(
+            hidden=zeros(1, shape.hidden, dtype=wide),
+            qkv=zeros(1, shape.qkv_rows, dtype=wide),
+            attended=zeros(1, shape.heads * shape.head_dim),
+            gate_up=zeros(1, 2 * shape.feed_forward, dtype=wide),
+            split={width: SplitActivations.empty(1, width, device) for width in widths},
+            dense={width: zeros(1, width, dtype=dtype) for width in widths},
+            keys=zeros(*kv, dtype=dtype),
+            values=zeros(*kv, dtype=dtype),
+            parts=zeros(step_launches.MOST_PARTS * 2 * _MOST_HIDDEN),
+            attention_sums=zeros(sizes.sums),
+            attention_counts=zeros(shape.kv_heads, dtype=torch.int32),
+            control=zeros(_LINEARS * shape.layers, 4),
+            record=zeros(_LINEARS * shape.layers, 4),
+            token=zeros(1, dtype=torch.int64),
+            position=zeros(1, dtype=torch.int32),
+            history=zeros(room + 1, dtype=torch.int64),
+            settings=step_launches.float_settings(1.0, 50).to(device),
+            seed=zeros(1, dtype=torch.int64),
+        )
+
+
+class Step:
+    """The launches of one token. `run` may be captured in a graph.
+
+    `dependent` lets every kernel start while the one before it ends; `asm=False` runs the plain Triton twins.
+    """
+
+    def __init__(
+        self,
+        weights: StepWeights,
+        room: int,
+        *,
+        dtype: torch.dtype = torch.bfloat16,
+        dependent: bool = True,
+        asm: bool = True,
+        tuning: dict[tuple[int, int], Tuning] | None = None,
+    ) -> None:
+        shape = weights.shape
+        self.weights, self.shape, self.room = weights, shape, room
+        # Only cards from compute capability 9.0 know launches that overlap.
+        overlap = torch.cuda.is_available() and torch.cuda.get_device_capability(weights.embedding.device) >= (9, 0)
+        self.dependent, self.asm, self.tuning = dependent and overlap, asm, tuning or {}
+        self.sizes = AttentionSizes(shape.heads, shape.kv_heads, shape.head_dim, shape.window, shape.norm_eps)
+        self.buffers = Buffers.empty(weights, self.sizes, room, dtype)
+
+    def run(self, draw: bool) -> None:
+        """From buffers.token at buffers.position to the next token; `draw` samples instead of taking the best."""
+        b = self.buffers
+        step_launches.embed(self.weights.embedding, b.token, b.hidden)
+        for index, layer in enumerate(self.weights.layers):
+            self._layer(index, layer)
+        x = self._dense_input(b.hidden, self.weights.final_norm, self.shape.hidden, MODE_NORM)
+        logits = torch.nn.functional.linear(x, self.weights.head).view(-1)
+        self.draw(logits, draw)
+
+    def draw(self, logits: Tensor, sample: bool) -> None:
+        """The next token out of logits."""
+        b = self.buffers
+        step_launches.draw_token(logits, b.token, b.position, b.history, b.settings, b.seed, sample=sample)
+
+    def _layer(self, index: int, layer: LayerWeights) -> None:
+        b, shape = self.buffers, self.shape
+        width = shape.heads * shape.head_dim
+        self._prepare(layer.attention_input, b.hidden, layer.attention_norm, shape.hidden, MODE_NORM)
+        self._product(layer.attention_input, shape.hidden, MODE_NORM, b.qkv)
+        parts = self._attention(index, layer, width)
+        if not parts:
+            self._prepare(layer.attention_output, b.attended, None, width, MODE_AS_IT_IS)
+        self._product(layer.attention_output, width, MODE_AS_IT_IS, b.hidden, parts, add=True)
+        self._prepare(layer.mlp_input, b.hidden, layer.mlp_norm, shape.hidden, MODE_NORM)
+        self._product(layer.mlp_input, shape.hidden, MODE_NORM, b.gate_up)
+        self._prepare(layer.mlp_output, b.gate_up, None, shape.feed_forward, MODE_GATE)
+        self._product(layer.mlp_output, shape.feed_forward, MODE_GATE, b.hidden, add=True)
+
+    def _prepare(self, site: SiteWeights, source: Tensor, norm: Tensor | None, width: int, mode: int) -> None:
+        """The site's input from raw activations: bytes and router parts, or 16-bit values for a dense weight."""
+        if isinstance(site.weight, Tensor):
+            self._dense_input(source, norm, width, mode)
+            return
+        b, direction = self.buffers, site.router and site.router.direction
+        step_launches.prepare(
+            source, norm, direction, b.split[width], b.parts, width, site.hidden, mode, self.dependent
+        )  # fmt: skip
+
+    def _dense_input(self, source: Tensor, norm: Tensor | None, width: int, mode: int) -> Tensor:
+        out = self.buffers.dense[width]
+        step_launches.dense_input(source, norm, out, self.shape.norm_eps, mode, self.dependent)
+        return out
+
+    def _product(
+        self, site: SiteWeights, width: int, mode: int, out: Tensor, parts: int = 0, *, add: bool = False
+    ) -> None:
+        """out (+)= the site's weight times its prepared input."""
+        b, weight = self.buffers, site.weight
+        if isinstance(weight, Tensor):
+            _dense_product(weight, b.dense[width], site.bias, out, add)
+            return
+        own = slice(site.first_linear, site.first_linear + len(weight.sections))
+        router = RouterParts(
+            b.parts, site.router and site.router.small, b.control[own], b.record[own],
+            parts or step_launches.part_count(width), site.hidden, mode, self.shape.norm_eps,
+        )  # fmt: skip
+        tuning = self.tuning.get((weight.out_features, weight.groups))
+        few_tokens.multiply_routed(
+            weight, b.split[width], router, out, site.bias, site.shift, site.gain,
+            add=add, dependent=self.dependent, asm=self.asm, tuning=tuning,
+        )  # fmt: skip
+
+    def _attention(self, index: int, layer: LayerWeights, width: int) -> int:
+        """Attention of the newest token; how many router parts of the output projection it prepared, 0 for none."""
+        b, site = self.buffers, layer.attention_output
+        fused = isinstance(site.weight, PackedWeight) and self.sizes.fills_groups
+        step_launches.attend(
+            self.sizes, b.qkv, (b.keys[index], b.values[index]), self.weights.rotary,
+            (layer.query_norm, layer.key_norm), b.position, (b.attention_sums, b.attention_counts), b.attended,
+            (site.router and site.router.direction, b.split[width], b.parts, site.hidden if fused else 0),
+            dependent=self.dependent, exact=not self.asm,
+        )  # fmt: skip
+        return self.shape.kv_heads if fused else 0
+
+
+def _dense_product(weight: Tensor, x: Tensor, bias: Tensor | None, out: Tensor, add: bool) -> None:
+    if add:
+        torch.addmm(out, x, weight.t(), out=out)
+        return
+    torch.mm(x, weight.t(), out=out)
+    if bias is not None:
+        out += bias
