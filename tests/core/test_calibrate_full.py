@@ -1,0 +1,257 @@
+"""The full calibration: gradients of the quantizer, stages that lower the error, resumption, the artefact in use."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from mobiquant_core.calibrate.artefact import student_calibration
+from mobiquant_core.calibrate.blockwise import BlockwiseSettings, fit_blocks
+from mobiquant_core.calibrate.end_to_end import EndToEnd, EndToEndSettings, kl_per_window
+from mobiquant_core.calibrate.fake_quant import RangeFit, nested_weights
+from mobiquant_core.calibrate.full import FullSettings, calibrate_full, fit_student, prepare_student
+from mobiquant_core.calibrate.local_gains import measure_layer_scores
+from mobiquant_core.calibrate.mlp import LARGEST_SHARE, attach_routers, router_share
+from mobiquant_core.calibrate.resume import Progress
+from mobiquant_core.calibrate.schedule import ThresholdSchedule, draw_budgets, softness_at
+from mobiquant_core.calibrate.student import FIXED_DEPTHS, FULL_PRECISION, Student
+from mobiquant_core.calibration import load_calibration, save_calibration
+from mobiquant_core.config import MobiQuantConfig
+from mobiquant_core.convert import quantize_model
+from mobiquant_core.policies import POLICIES
+from mobiquant_core.slicing import dequantize, slice_weight
+
+CONFIG = MobiQuantConfig()
+FEW_STEPS = FullSettings(
+    BlockwiseSettings(base_steps=2, steps=4, windows_per_depth=1),
+    EndToEndSettings(steps=3, windows_per_step=4),
+    blockwise_windows=8,
+    measure_windows=8,
+)
+
+
+@pytest.fixture
+def model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=96,
+        hidden_size=128,
+        intermediate_size=172,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+    made = LlamaForCausalLM(config).eval().requires_grad_(False)
+    for parameter in made.parameters():
+        parameter.mul_(3.0 if parameter.ndim == 2 else 1.0)
+    return made
+
+
+@pytest.fixture
+def windows() -> torch.Tensor:
+    ids = torch.randint(1, 96, (16, 24), generator=torch.Generator().manual_seed(1))
+    ids[:, 0] = 0
+    return ids
+
+
+def test_fitted_weights_are_what_slicing_stores() -> None:
+    weight = torch.randn(8, 172, generator=torch.Generator().manual_seed(2))
+    low, high = (bound.detach().half().float() for bound in RangeFit(weight, CONFIG)())
+    sliced = slice_weight(weight, CONFIG, low, high)
+    exact_low, exact_high = sliced.edge.float(), sliced.edge.float() + 4 * sliced.step.float()
+    stack = nested_weights(weight, exact_low, exact_high, CONFIG)
+    for depth in range(1, 5):
+        # Differences of one finest cell may come from the order of fp32 operations at a cell's edge.
+        assert torch.allclose(stack[depth - 1], dequantize(sliced, depth), atol=float(sliced.step.max()) / 60)
+
+
+def test_range_gradient_matches_the_straight_through_definition() -> None:
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(4, 130, generator=generator, dtype=torch.float32)
+    low = torch.full((4, 2), -1.1, requires_grad=True)
+    high = torch.full((4, 2), 1.3, requires_grad=True)
+    pull = torch.randn(4, 4, 130, generator=generator)
+    (nested_weights(weight, low, high, CONFIG) * pull).sum().backward()
+    plain_low, plain_high = low.detach().clone().requires_grad_(True), high.detach().clone().requires_grad_(True)
+    step = ((plain_high - plain_low) / 4).repeat_interleave(128, 1)[:, :130]
+    edge = plain_low.repeat_interleave(128, 1)[:, :130]
+    total = torch.zeros(())
+    for depth in range(4):
+        width = step / 4**depth
+        cells = (weight - edge) / width
+        inside = (weight >= edge.detach()) & (weight < (edge + 4 * step).detach())
+        code = cells.detach().floor().clamp(0, 4 ** (depth + 1) - 1)
+        soft = torch.where(inside, code + cells - cells.detach(), code)
+        total = total + ((edge + width * (soft + 0.5)) * pull[depth]).sum()
+    total.backward()
+    assert torch.allclose(low.grad, plain_low.grad, atol=1e-3)
+    assert torch.allclose(high.grad, plain_high.grad, atol=1e-3)
+
+
+def _divergence_by_depth(student: Student, windows: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        student.run.mode = FULL_PRECISION
+        wanted = student.backbone.logits(windows).log_softmax(-1)
+        student.run.mode = FIXED_DEPTHS
+        return kl_per_window(wanted, student.backbone.logits(windows)).view(4, -1).mean(1)
+
+
+def test_a_student_at_full_precision_is_the_model(model: LlamaForCausalLM, windows: torch.Tensor) -> None:
+    expected = model(windows).logits
+    student = Student(model, CONFIG)
+    assert torch.allclose(student.backbone.logits(windows), expected, atol=1e-5)
+    student.restore()
+    assert torch.equal(model(windows).logits, expected)
+
+
+def test_both_stages_lower_the_divergence(model: LlamaForCausalLM, windows: torch.Tensor) -> None:
+    settings = replace(FEW_STEPS, blockwise=BlockwiseSettings(base_steps=10, steps=30))
+    student = prepare_student(model, CONFIG, windows, settings)
+    start = _divergence_by_depth(student, windows)
+    fit_blocks(student, windows, settings.blockwise)
+    middle = _divergence_by_depth(student, windows)
+    assert middle[0] < start[0]
+    attach_routers(student, measure_layer_scores(student, windows)[0])
+    EndToEnd(student, EndToEndSettings(steps=30, windows_per_step=8)).run(windows)
+    end = _divergence_by_depth(student, windows)
+    assert end[0] < middle[0]
+    assert (end.diff() < 0).all()
+
+
+def test_a_killed_run_resumes_to_the_same_result(model: LlamaForCausalLM, windows: torch.Tensor, tmp_path) -> None:
+    settings = FEW_STEPS.blockwise
+
+    class Killed(Exception):  # noqa: N818 - stands for a signal
+        pass
+
+    def kill_at_second_block(text: str, _: float) -> None:
+        if text.startswith("block 2"):
+            raise Killed
+
+    whole = Student(model, CONFIG)
+    fit_blocks(whole, windows, settings)
+    expected = whole.linears[-1].ranges.below.detach().clone()
+    whole.restore()
+    part = Student(model, CONFIG)
+    with pytest.raises(Killed):
+        fit_blocks(part, windows, settings, kill_at_second_block, Progress(tmp_path, {"run": 1}))
+    part.restore()
+    assert len(list(tmp_path.glob("*.part"))) == 1
+    resumed = Student(model, CONFIG)
+    fit_blocks(resumed, windows, settings, resume=Progress(tmp_path, {"run": 1}))
+    assert torch.allclose(resumed.linears[-1].ranges.below, expected, atol=1e-6)
+    resumed.restore()
+
+
+def test_parts_of_another_run_or_damaged_parts_are_ignored(tmp_path) -> None:
+    first = Progress(tmp_path, {"rate": 1})
+    first.save("block-0", {"value": torch.ones(2)})
+    assert first.load("block-0") is not None
+    assert Progress(tmp_path, {"rate": 2}).load("block-0") is None
+    next(tmp_path.glob("*.part")).write_bytes(b"cut short")
+    assert first.load("block-0") is None
+    first.clear()
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_thresholds_of_the_schedule_spend_their_budget() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(3, 4, 50, 3, generator=generator).cummin(-1).values
+    weights = torch.tensor([100.0, 200.0, 300.0], dtype=torch.float64)
+    schedule = ThresholdSchedule(CONFIG, weights, torch.device("cpu"))
+    schedule.update(scores)
+    share = (weights / weights.sum()).float().view(-1, 1, 1)
+    for budget in (2.0, 2.6, 3.3, 5.0, 8.0):
+        threshold = schedule.at(torch.tensor([budget]))
+        depth = 1 + (scores > threshold).sum(-1)
+        assert float((2 * depth * share).sum(0).mean()) == pytest.approx(budget, abs=0.05)
+
+
+def test_drawn_budgets_hold_both_ends() -> None:
+    drawn = draw_budgets(8, CONFIG, 6.0, torch.Generator().manual_seed(0))
+    assert drawn[0] == 2.0 and drawn[-1] == 8.0
+    assert ((drawn >= 2) & (drawn <= 8)).all()
+
+
+def test_routers_stay_within_their_share(model: LlamaForCausalLM) -> None:
+    student = Student(model, CONFIG)
+    attach_routers(student, torch.zeros(len(student.linears), 3))
+    assert router_share(student) <= LARGEST_SHARE + 0.02  # of a toy model two hidden units are the floor
+
+
+def test_blocks_alone_leave_routers_at_the_layer_policy(model: LlamaForCausalLM, windows: torch.Tensor) -> None:
+    found = calibrate_full(model, windows, CONFIG, replace(FEW_STEPS, end_to_end=EndToEndSettings(steps=0)))
+    assert not found.routers["layers.0.mlp_input.output"].any()
+
+
+def test_learnt_rounding_travels_in_the_artefact(model: LlamaForCausalLM, windows: torch.Tensor) -> None:
+    rounding = EndToEndSettings(steps=4, windows_per_step=4, rounding_rate=0.2)
+    found = calibrate_full(model, windows, CONFIG, replace(FEW_STEPS, end_to_end=rounding))
+    assert found.rounding is not None and found.rounding["layers.1.mlp.down_proj"].shape == (128, 32)
+    plain = quantize_model(copy.deepcopy(model), CONFIG, replace(found, rounding=None))
+    learnt = quantize_model(model, CONFIG, found)
+    moved = [
+        (mine.weight >> 4 != theirs.weight >> 4).float().mean().item()
+        for mine, theirs in zip(learnt.linears, plain.linears, strict=True)
+    ]
+    assert 0 < sum(moved) / len(moved) < 0.5
+
+
+def test_frozen_stacks_are_those_of_the_artefact(model: LlamaForCausalLM, windows: torch.Tensor) -> None:
+    settings = replace(FEW_STEPS, end_to_end=EndToEndSettings(steps=4, windows_per_step=4, rounding_rate=0.2))
+    student = prepare_student(model, CONFIG, windows, settings)
+    fit_student(student, windows, settings)
+    student.freeze()
+    stacks = [linear.frozen_stack for linear in student.linears]
+    student.thaw()
+    found = student_calibration(student, windows[:4])
+    student.restore()
+    quantized = quantize_model(model, CONFIG, found)
+    for stack, linear in zip(stacks, quantized.linears, strict=True):
+        for depth in range(1, 5):
+            different = ~torch.isclose(stack[depth - 1], linear.dense(depth), atol=1e-5)
+            # Sums in another order may put a weight on the other side of a finest cell's edge, hardly ever more.
+            assert different.float().mean() < 2e-3
+
+
+def test_leaning_lowers_the_coarse_errors_and_spares_the_finest() -> None:
+    generator = torch.Generator().manual_seed(4)
+    weight = torch.randn(16, 128, generator=generator)
+    x = torch.randn(256, 24, generator=generator) @ torch.randn(24, 128, generator=generator)
+    low, high = weight.amin(1, keepdim=True), weight.amax(1, keepdim=True)
+    lean = torch.zeros_like(weight, requires_grad=True)
+    optimizer = torch.optim.Adam([lean], lr=0.02)
+
+    def errors(softness: torch.Tensor | None = None) -> torch.Tensor:
+        stack = nested_weights(weight, low, high, CONFIG, lean=lean, softness=softness)
+        return (x @ (stack - weight).transpose(1, 2)).square().mean((1, 2)).sqrt()
+
+    start = errors().detach()
+    for step in range(60):
+        optimizer.zero_grad()
+        errors(torch.tensor(softness_at(step / 60))).sum().backward()
+        optimizer.step()
+    end = errors().detach()
+    assert end[0] < 0.9 * start[0] and end[1] < 0.75 * start[1]
+    assert end[3] < 0.4 * end[1]
+
+
+def test_the_artefact_drives_a_quantized_model(model: LlamaForCausalLM, windows: torch.Tensor, tmp_path) -> None:
+    before = model(windows).logits
+    found = calibrate_full(model, windows, CONFIG, FEW_STEPS, resume_dir=tmp_path)
+    assert torch.equal(model(windows).logits, before)
+    assert not list(tmp_path.glob("*.part"))
+    save_calibration(found, tmp_path / "calibration.safetensors")
+    quantized = quantize_model(model, CONFIG, load_calibration(tmp_path / "calibration.safetensors"))
+    for policy in POLICIES:
+        with quantized.routing_pass(quantized.plan(3.0, policy)):
+            assert torch.isfinite(model(windows).logits).all()
+    with quantized.routing_pass(quantized.plan(3.0, "router")):
+        routed = model(windows).logits
+    assert torch.isfinite(routed).all()
+    with quantized.routing_pass(quantized.plan(8.0, "router")):
+        full = model(windows).logits
+    assert (full - before).norm() < (routed - before).norm()

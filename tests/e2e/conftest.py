@@ -1,0 +1,112 @@
+"""A studio on the fake engine in a real Chromium; a test fails on any console error or foreign request."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "app"))  # the fake engine lives beside the tests of the app
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+from fake_engine import FakeEngine
+from fake_migration import measure
+
+CHROMIUM = Path("/usr/bin/chromium")
+ARTEFACTS = Path(__file__).parents[2] / "test-artefacts"
+SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
+
+
+def pytest_collection_modifyitems(items) -> None:
+    missing = pytest.mark.skip(reason=f"no Chromium at {CHROMIUM}: the page was not opened")
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.browser)
+            if not CHROMIUM.exists():
+                item.add_marker(missing)
+
+
+@pytest.fixture(scope="session")
+def fake() -> FakeEngine:
+    return FakeEngine(delay=0.004)
+
+
+@pytest.fixture(scope="session")
+def address(fake: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A running studio whose recorded run is a fake one."""
+    from app.__main__ import serve
+    from app.backend import Core
+    from app.settings import Settings
+    from mobiquant_core.trace import RunSettings
+    from mobiquant_core.trace_file import save_trace
+
+    folder = tmp_path_factory.mktemp("traces")
+    steps = list(FakeEngine(delay=0).generate(fake.encode("Once upon a time"), budget=3.5, max_new_tokens=40))
+    save_trace(
+        fake.assemble(steps, RunSettings("fake", "generate", "router", "global", 3.5, 0, 0.8, 40)), folder / "a.json"
+    )
+    page, address = serve(Settings(port=0, traces=folder), Core(lambda *_: fake, measure), block=False)
+    yield address
+    page.close()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser, address: str) -> Iterator:
+    """Opens the studio in a size and ground; at the end nothing may have gone wrong in any opened page."""
+    troubles: list[str] = []
+    contexts = []
+
+    def watch(page) -> None:
+        page.on("console", lambda m: troubles.append(f"console: {m.text}") if m.type == "error" else None)
+        page.on("pageerror", lambda error: troubles.append(f"script: {error}"))
+        page.on("response", lambda r: troubles.append(f"{r.status}: {r.url}") if r.status >= 400 else None)
+        page.on("request", lambda r: troubles.append(f"foreign: {r.url}") if foreign(r.url) else None)
+
+    def open_one(size: str = "desktop", ground: str = "light"):
+        width, height = SIZES[size]
+        context = browser.new_context(viewport={"width": width, "height": height}, has_touch=size == "phone")
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        watch(page)
+        page.goto(f"{address}?__theme={ground}")
+        page.wait_for_selector(".mbq-token")
+        page.wait_for_function("mbq.status && mbq.status.state === 'live'")
+        return page
+
+    yield open_one
+    for context in contexts:
+        context.close()
+    assert not troubles, "\n".join(troubles)
+
+
+def foreign(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.scheme in ("http", "https") and parts.hostname not in ("127.0.0.1", "localhost")
+
+
+def open_tab(page, title: str) -> None:
+    """Chooses a tab; on a phone the later ones are behind the overflow button."""
+    tab = page.locator("#mbq-tabs [role=tab]:visible", has_text=title)
+    if tab.count():
+        tab.first.click()
+        return
+    page.locator("#mbq-tabs .overflow-menu > button").click()
+    page.locator("#mbq-tabs .overflow-dropdown button", has_text=title).click()
+
+
+def picture(page, name: str) -> None:
+    ARTEFACTS.mkdir(exist_ok=True)
+    page.screenshot(path=str(ARTEFACTS / f"{name}.png"), full_page=True)

@@ -1,0 +1,125 @@
+"""The decode step against the model's own modules: same tokens, same scores, same depths."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+
+from mobiquant_core.config import MobiQuantConfig
+from mobiquant_core.convert import QuantizedModel, quantize_model
+from mobiquant_core.errors import KernelError
+from mobiquant_core.fast_decode.from_model import step_weights
+from mobiquant_core.fast_decode.step import Step
+from mobiquant_core.router import MlpRouter
+from mobiquant_core.routing import FixedDepth
+
+_SMALL = {
+    "hidden_size": 64,
+    "num_hidden_layers": 1,
+    "intermediate_size": 96,
+    "vocab_size": 48,
+    "max_position_embeddings": 64,
+    "head_dim": 32,
+}
+
+
+def llama() -> PreTrainedModel:
+    return LlamaForCausalLM(LlamaConfig(num_attention_heads=2, num_key_value_heads=1, **_SMALL))
+
+
+def llama_with_fused_output() -> PreTrainedModel:
+    """Four query heads of 32 share a key-value head: one whole group, so attention prepares the output's input."""
+    return LlamaForCausalLM(LlamaConfig(num_attention_heads=4, num_key_value_heads=1, **_SMALL))
+
+
+def qwen3() -> PreTrainedModel:
+    return Qwen3ForCausalLM(Qwen3Config(num_attention_heads=2, num_key_value_heads=1, **_SMALL))
+
+
+def quantized_with_routers(make: Callable[[], PreTrainedModel], device: str) -> QuantizedModel:
+    torch.manual_seed(0)
+    model = make().eval().float().requires_grad_(False).to(device)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3 if parameter.dim() > 1 else 1.0)
+    quantized = quantize_model(model, MobiQuantConfig())
+    for site in quantized.sites:
+        router = MlpRouter(site.linears[0].in_features, len(site.linears), 3).to(device).requires_grad_(False)
+        for parameter in router.parameters():
+            torch.nn.init.normal_(parameter, std=0.5)
+        object.__setattr__(site, "router", router)
+    return quantized
+
+
+@pytest.mark.parametrize("make", [llama_with_fused_output, qwen3])
+def test_tokens_scores_and_depths(make: Callable[[], PreTrainedModel], device: str, asm: bool) -> None:
+    quantized = quantized_with_routers(make, device)
+    step = Step(step_weights(quantized, 16), 16, dtype=torch.float32, dependent=False, asm=asm)
+    step.buffers.control[:, 0] = 0.3
+    step.buffers.token.fill_(5)
+    step.run(draw=False)
+    depths = step.buffers.record[:, 3]
+    with FixedDepth(depths), torch.no_grad():
+        inputs = site_inputs(quantized, [5])
+    for site, x in zip(quantized.sites, inputs, strict=True):
+        scores = site.router(x[:, -1])[0]
+        own = slice(site.first, site.first + len(site.linears))
+        torch.testing.assert_close(step.buffers.record[own, :3], scores, rtol=2e-3, atol=2e-3)
+        assert torch.equal((scores > 0.3).sum(-1).float() + 1, depths[own])
+    assert int(step.buffers.position) == 1
+
+
+def site_inputs(quantized: QuantizedModel, ids: list[int]) -> list[torch.Tensor]:
+    """What every site reads when the model runs `ids`."""
+    seen: list[torch.Tensor] = []
+    hooks = [
+        site.linears[0].register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+        for site in quantized.sites
+    ]
+    device = next(quantized.model.parameters()).device
+    quantized.model(torch.tensor([ids], device=device))
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+@pytest.mark.parametrize("make", [llama])
+def test_fixed_depths_give_the_models_own_tokens(make: Callable[[], PreTrainedModel], device: str, asm: bool) -> None:
+    quantized = quantized_with_routers(make, device)
+    for site in quantized.sites:
+        object.__setattr__(site, "router", None)
+    step = Step(step_weights(quantized, 16), 16, dtype=torch.float32, dependent=False, asm=asm)
+    step.buffers.control[:, 1] = 3
+    step.buffers.token.fill_(5)
+    ids = [5]
+    for _ in range(2):
+        step.run(draw=False)
+        with FixedDepth(3), torch.no_grad():
+            ids.append(int(quantized.model(torch.tensor([ids], device=device)).logits[0, -1].argmax()))
+    assert step.buffers.history[1:3].tolist() == ids[1:]
+
+
+def test_drawn_tokens_repeat_with_the_seed_and_stay_among_the_best(device: str, asm: bool) -> None:
+    quantized = quantized_with_routers(llama, device)
+    step = Step(step_weights(quantized, 16), 16, dtype=torch.float32, dependent=False, asm=asm)
+    drawn = []
+    for seed in (1, 1, 2):
+        step.buffers.seed.fill_(seed)
+        step.buffers.settings.copy_(torch.tensor([5.0, 3.0]))
+        logits = torch.arange(48.0, device=device)
+        tokens = []
+        for _ in range(12):
+            step.draw(logits, True)
+            tokens.append(int(step.buffers.token))
+        step.buffers.position.zero_()
+        drawn.append(tokens)
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert set(drawn[0]) <= {45, 46, 47}
+
+
+def test_what_the_step_cannot_run_is_refused(device: str) -> None:
+    torch.manual_seed(0)
+    model = llama().eval().requires_grad_(False).to(device)
+    quantized = quantize_model(model, MobiQuantConfig(group_size=32))
+    with pytest.raises(KernelError, match="groups of 32"):
+        step_weights(quantized, 16)
