@@ -20,7 +20,7 @@ check: $(VENV)/dev.done
 	$(BIN)/lint-imports
 
 pytest: $(VENV)/dev.done
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-gpu: $(VENV)/dev.done
 	$(BIN)/python -m pytest -m gpu

@@ -3,7 +3,11 @@
 import logging
 import os
 import sys
+from pathlib import Path
 
+if not __package__:
+    # A hosted Space runs this file by its path; the packages lie one folder up.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 # Before gradio is imported: it reads this once.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 

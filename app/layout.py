@@ -11,11 +11,11 @@ import plotly
 
 from app import examples
 from app.api import offer
+from app.controls import POLICY_LABELS, controls
 from app.handlers import ENGINE_QUEUE, Studio, dumps
 from app.links import FIELDS, opener
 from app.tabs import allocate, compare, lab, learn, migration, models, outliers
 from app.tabs.page import Page, server_function, view
-from app.validate import POLICIES
 from app.views import activations, allocation, theme
 from app.views import compare as compare_view
 from app.views import migration as migration_view
@@ -25,15 +25,6 @@ STATIC = Path(__file__).parent / "static"
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 # The store first, then what drawings share; the drawings themselves in any order.
 SHARED_SCRIPTS = ("store.js", "aggregate.js", "palette.js", "dom.js", "plot.js")
-
-POLICY_LABELS = {
-    "router": "router · per token",
-    "layer": "layer · same for all tokens",
-    "uniform": "uniform · same everywhere",
-    "random": "random tokens",
-    "norm": "input norm",
-    "oracle": "oracle · true error (slow)",
-}
 
 
 def build(studio: Studio, opening: str) -> gr.Blocks:
@@ -54,7 +45,7 @@ def build(studio: Studio, opening: str) -> gr.Blocks:
         )
         # Before the page's own events, whose functions have the same names: this one is the public /generate.
         offer(studio, ENGINE_QUEUE)
-        inputs = _controls(studio, feed)
+        inputs = controls(studio, feed)
         view("cards", height=78)
         view("replay")
         frame = Page(studio, feed, inputs)
@@ -72,81 +63,6 @@ def build(studio: Studio, opening: str) -> gr.Blocks:
         page.unload(studio.close)
     page.queue(max_size=studio.settings.queue_size, api_open=False, default_concurrency_limit=8)
     return page
-
-
-def _controls(studio: Studio, feed: gr.HTML) -> dict:
-    settings = studio.settings
-    with gr.Row(equal_height=True, elem_id="mbq-controls"):
-        with gr.Column(scale=6, min_width=320, elem_classes="mbq-panel"):
-            prompt = gr.Textbox(
-                value=examples.STORIES[0].text,
-                label="Prompt",
-                lines=2,
-                max_lines=6,
-                max_length=settings.max_prompt_characters,
-                elem_id="mbq-prompt",
-            )
-            view("examples", height=34)
-            with gr.Row(elem_id="mbq-actions"):
-                go = gr.Button("Generate", variant="primary", elem_id="mbq-generate", min_width=110)
-                read = gr.Button("Analyze text", elem_id="mbq-analyze", min_width=110)
-                stop = gr.Button("Stop", variant="stop", elem_id="mbq-stop", min_width=80)
-        with gr.Column(scale=4, min_width=300, elem_classes="mbq-panel"):
-            bits = gr.Slider(
-                settings.min_bits,
-                settings.max_bits,
-                value=3.5,
-                step=0.1,
-                label="Bit budget (average bits per weight)",
-                elem_id="mbq-budget",
-                buttons=[],
-            )
-            view("ticks", height=34)
-            policy = gr.Dropdown(
-                [(POLICY_LABELS[name], name) for name in POLICIES],
-                value="router",
-                label="Who decides: allocation policy",
-                elem_id="mbq-policy",
-                filterable=False,
-            )
-            with gr.Accordion("More settings", open=False, elem_id="mbq-more"):
-                with gr.Row():
-                    seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=90, elem_id="mbq-seed")
-                    new_tokens = gr.Slider(
-                        1,
-                        settings.max_new_tokens,
-                        64,
-                        step=1,
-                        label="Max new tokens",
-                        buttons=[],
-                        elem_id="mbq-new-tokens",
-                    )
-                    temperature = gr.Slider(
-                        0,
-                        2,
-                        0.8,
-                        step=0.1,
-                        label="Temperature (0: always the likeliest)",
-                        buttons=[],
-                        elem_id="mbq-temperature",
-                    )
-                with gr.Row():
-                    mode = gr.Radio(
-                        [("one threshold for all", "global"), ("one per linear", "per_linear")],
-                        value="global",
-                        label="Threshold",
-                    )
-                    on_release = gr.Checkbox(
-                        True, label="Run when the budget slider is released", elem_id="mbq-on-release"
-                    )
-    run = [prompt, bits, policy, mode, seed, new_tokens, temperature]
-    hidden = {"outputs": [feed], "show_progress": "hidden", "api_visibility": "private"}
-    gr.on([go.click, prompt.submit], studio.generate, run, trigger_mode="multiple", **hidden, **ENGINE_QUEUE)
-    bits.release(studio.generate_if, [on_release, *run], trigger_mode="always_last", **hidden, **ENGINE_QUEUE)
-    read.click(studio.analyze, run[:4], trigger_mode="multiple", **hidden, **ENGINE_QUEUE)
-    stop.click(studio.stop, queue=False, show_progress="hidden", api_visibility="private")
-    named = {"prompt": prompt, "bits": bits, "policy": policy, "mode": mode, "seed": seed}
-    return named | {"new_tokens": new_tokens, "temperature": temperature}
 
 
 def studio_theme() -> gr.themes.Base:

@@ -60,7 +60,7 @@ def settings_from(arguments: Sequence[str], environment: Mapping[str, str]) -> S
         if ENV_PREFIX + name.upper() in environment
     }
     try:
-        return Settings(**{**named, **flags})
+        return Settings(**{**_hosted(environment), **named, **flags})
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
@@ -68,3 +68,8 @@ def settings_from(arguments: Sequence[str], environment: Mapping[str, str]) -> S
             f"{ENV_PREFIX}{name.upper()}={first.get('input')!r} cannot be used: {first['msg']}. "
             "Correct it and start again."
         ) from None
+
+
+def _hosted(environment: Mapping[str, str]) -> dict[str, str]:
+    """A hosted Space has its own proxy: the server listens to the outside, and names are the proxy's care."""
+    return {"host": "0.0.0.0", "allowed_hosts": "*"} if environment.get("SPACE_ID") else {}  # noqa: S104 - see above

@@ -23,8 +23,11 @@ from mobiquant_core.windows import cut_windows
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 TOKENS = {"wikipedia": 300_000, "books": 120_000, "tinystories": 50_000}
-NAMES = ("layers.0.self_attn.v_proj", "layers.0.self_attn.o_proj")
-SITES = {"layers.0.self_attn.v_proj": "layers.0.attention_input", "layers.0.self_attn.o_proj": "layers.0.attention_output"}
+SITES = {
+    "layers.0.self_attn.v_proj": "layers.0.attention_input",
+    "layers.0.self_attn.o_proj": "layers.0.attention_output",
+}
+"""Linears to refine, each with the site that its input scale belongs to."""
 
 
 def main() -> None:
@@ -41,9 +44,9 @@ def main() -> None:
     parts = [tokens_of(tokenizer, documents(kind, False, 60_000), count) for kind, count in TOKENS.items()]
     windows = torch.cat([cut_windows(ids.tolist(), tokenizer.bos_token_id, 512)[0] for ids in parts])
     weights = {}
-    for name in NAMES:
+    for name, site in SITES.items():
         weight = teacher.get_submodule(f"model.{name}").get_parameter("weight").detach()
-        scale = (found.input_scales or {}).get(SITES[name])
+        scale = (found.input_scales or {}).get(site)
         weights[name] = weight if scale is None else weight * scale
     quantized = quantize_model(copy.deepcopy(teacher), found.config, found)
     start = time.monotonic()
@@ -53,7 +56,7 @@ def main() -> None:
         sys.stdout.flush()
 
     refine_linears(quantized, teacher, weights, windows, RefineSettings(arguments.steps, layers=arguments.layers), tell)
-    found.provenance["refined"] = f"{', '.join(NAMES)}: {arguments.steps} steps"
+    found.provenance["refined"] = f"{', '.join(SITES)}: {arguments.steps} steps"
     save_calibration(found, arguments.out)
 
 

@@ -1,29 +1,29 @@
 """Refines a few linears of a finished calibration, so that every depth serves on its own.
 
 Trained together under a router, a model may lean on a few projections being read finely (in the bundled model the
-first layer's v_proj and o_proj): one depth everywhere then suffers out of proportion. Ranges, rounding, gains and
-shifts of the named linears are fitted again against the full-precision output of the first layers, at every depth;
-all else is frozen. It knows no files and no router.
+first layer's v_proj and o_proj): one depth everywhere then suffers out of proportion. Rounding, gains and shifts of
+the named linears are fitted again against the full-precision output of the first layers, at depths between the base
+and the full one. Ranges and base slices stay, so the coarsest weight is the old one. It knows no files and no router.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from mobiquant_core import routing
 from mobiquant_core.calibrate.backbone import Backbone
-from mobiquant_core.calibrate.fake_quant import RangeFit, leaning_parity, nested_weights
+from mobiquant_core.calibrate.fake_quant import leaning_parity, nested_weights
 from mobiquant_core.calibrate.schedule import HARDEST, SOFTEST, cosine_rate, softness_at
 from mobiquant_core.calibration import Calibration
 from mobiquant_core.convert import QuantizedModel
 from mobiquant_core.linear import MobiLinear
 from mobiquant_core.rounding import neighbours, pack_parity, unpack_parity
-from mobiquant_core.slicing import group_columns, positions, round_range
+from mobiquant_core.slicing import group_columns, positions
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,14 @@ class RefineSettings:
     windows_per_step: int = 4
     layers: int = 2
     """The error is taken after so many layers: what later layers make of it counts, at little cost."""
-    range_rate: float = 5e-3
     readout_rate: float = 5e-4
     """Of gains, and of shifts in units of the stored shifts' own size."""
-    rounding_rate: float = 1e-2
+    rounding_rate: float = 2e-2
     seed: int = 0
 
 
 class RefinedLinear(nn.Module):
-    """A MobiLinear whose range, rounding, gain and shift can be fitted; the weight is the one that was sliced."""
+    """A MobiLinear whose rounding, gain and shift can be fitted; `weight` is the one that was sliced."""
 
     def __init__(self, linear: MobiLinear, weight: Float[Tensor, "out in_features"], odd: Tensor | None) -> None:
         super().__init__()
@@ -50,19 +49,21 @@ class RefinedLinear(nn.Module):
         self.bias = linear.bias
         self.weight: Tensor
         self.register_buffer("weight", weight)
-        top = linear.weight_step.float() * 2 ** self.config.slice_bits[0]
-        low = linear.weight_edge.float()
-        self.ranges = RangeFit(weight, self.config, low, low + top)
+        self.low = linear.weight_edge.float()
+        self.high = self.low + linear.weight_step.float() * 2 ** self.config.slice_bits[0]
+        self.cells = positions(group_columns(weight, self.config), linear.weight_edge, linear.weight_step, self.config)
         depths, out = self.config.depths, linear.out_features
         self.gain = nn.Parameter(torch.ones(depths, out) if linear.gain is None else linear.gain.detach().clone())
         self.stored_shift = torch.zeros(depths, out) if linear.shift is None else linear.shift.detach()
         self.moved_shift = nn.Parameter(torch.zeros(depths, out))
         self.lean = nn.Parameter(self._first_lean(odd))
         self.softness = torch.full((), SOFTEST)
-        # Full depth is exact to the last slice: what Adam would drift there costs more than it errs.
-        below_full = (torch.arange(1, depths + 1) < depths).float().unsqueeze(1)
+        between = torch.zeros(depths, 1)
+        between[1:-1] = 1
         for parameter in (self.gain, self.moved_shift):
-            parameter.register_hook(lambda gradient: gradient * below_full)
+            parameter.register_hook(lambda gradient: gradient * between)
+        inside = self._neighbour_shares_base().flatten(1)[:, : self.in_features]
+        self.lean.register_hook(lambda gradient: gradient * inside)
 
     @property
     def shift(self) -> Float[Tensor, "depths out"]:
@@ -70,23 +71,21 @@ class RefinedLinear(nn.Module):
 
     def _first_lean(self, odd: Tensor | None) -> Tensor:
         """Leanings that repeat the stored choices: past the edge where a weight had left its cell."""
-        cells = self._cells()
-        cell, other, distance = neighbours(cells, self.config)
+        cell, other, distance = neighbours(self.cells, self.config)
         if odd is None:
             return torch.zeros_like(self.weight)
-        moved = ((cell % 2 == 1) != odd.view_as(cells)) & (other != cell)
+        moved = ((cell % 2 == 1) != odd.view_as(self.cells)) & (other != cell)
         lean = torch.where(moved, (other - cell) * (distance + SOFTEST), 0.0)
         return lean.flatten(1)[:, : self.in_features].contiguous()
 
-    def _cells(self) -> Tensor:
-        with torch.no_grad():
-            low, high = (bound.half().float() for bound in self.ranges())
-            edge, step = round_range(low, high, self.config)
-            return positions(group_columns(self.weight, self.config), edge, step, self.config)
+    def _neighbour_shares_base(self) -> Bool[Tensor, "out groups size"]:
+        """Where a weight may change cells without leaving its base cell."""
+        per_base = 2 ** (self.config.bits(min(2, self.config.depths)) - self.config.bits(1))
+        cell, other, _ = neighbours(self.cells, self.config)
+        return (cell // per_base).eq(other // per_base)
 
     def stack(self) -> Float[Tensor, "depths out in_features"]:
-        low, high = self.ranges()
-        plain = nested_weights(self.weight, low, high, self.config, torch.float32, self.lean, self.softness)
+        plain = nested_weights(self.weight, self.low, self.high, self.config, torch.float32, self.lean, self.softness)
         return plain * self.gain.unsqueeze(-1)
 
     def forward(self, x: Float[Tensor, "batch tokens in_features"]) -> Float[Tensor, "batch tokens out"]:
@@ -102,16 +101,14 @@ class RefinedLinear(nn.Module):
     @torch.no_grad()
     def store(self, calibration: Calibration, name: str) -> None:
         """Puts what was found in place of the calibration's entries."""
-        low, high = self.ranges()
-        parity = pack_parity(leaning_parity(self._cells(), self.lean, self.config).flatten(1))
+        parity = pack_parity(leaning_parity(self.cells, self.lean, self.config).flatten(1))
         for found, value in (
-            (calibration.ranges, (low.half().clone(), high.half().clone())),
             (calibration.gains, self.gain.detach().clone()),
             (calibration.shifts, self.shift.detach().clone()),
             (calibration.rounding, parity),
         ):
             if found is not None:
-                found[name] = value  # pyright: ignore[reportArgumentType] - one loop over four kinds of entry
+                found[name] = value
 
 
 def refine_linears(
@@ -119,7 +116,7 @@ def refine_linears(
     teacher: PreTrainedModel,
     weights: dict[str, Float[Tensor, "out in_features"]],
     windows: Int[Tensor, "windows tokens"],
-    settings: RefineSettings = RefineSettings(),  # noqa: B008 - frozen
+    settings: RefineSettings = RefineSettings(),
     progress: Callable[[str, float], None] | None = None,
 ) -> None:
     """Fits the linears named in `weights` (their weight as it is sliced, input scale included) and stores the result
@@ -141,7 +138,7 @@ def refine_linears(
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * cosine_rate(share)
             batch = windows[torch.randperm(len(windows), generator=draw)[: settings.windows_per_step]]
-            errors = _step(sliced, exact, batch, settings.layers, range(1, calibration.config.depths))
+            errors = _step(sliced, exact, batch, settings.layers, range(2, calibration.config.depths))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if progress is not None and step % 10 == 0:
@@ -154,7 +151,7 @@ def refine_linears(
 
 
 def _step(sliced: Backbone, exact: Backbone, batch: Tensor, layers: int, depths: Sequence[int]) -> list[float]:
-    """Accumulates gradients; returns the relative error of every depth below the full one."""
+    """Accumulates gradients; returns the relative error of every depth."""
     with torch.no_grad():
         embedded = exact.embed(batch)
         wanted = _through(exact, embedded, layers)
@@ -176,10 +173,8 @@ def _through(backbone: Backbone, hidden: Tensor, layers: int) -> Tensor:
 
 
 def _groups(modules: Sequence[RefinedLinear], settings: RefineSettings) -> list[dict]:
-    bounds = [bound for module in modules for bound in (module.ranges.below, module.ranges.above)]
     readout = [parameter for module in modules for parameter in (module.gain, module.moved_shift)]
     return [
-        {"params": bounds, "lr": settings.range_rate},
         {"params": readout, "lr": settings.readout_rate},
         {"params": [module.lean for module in modules], "lr": settings.rounding_rate},
     ]

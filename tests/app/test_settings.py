@@ -12,6 +12,11 @@ def test_flag_wins_over_environment_wins_over_default():
     assert (found.port, found.model, found.host) == (7001, "folder", "127.0.0.1")
 
 
+def test_a_hosted_space_listens_to_its_proxy():
+    found = settings_from([], {"SPACE_ID": "someone/studio"})
+    assert (found.host, found.allowed_hosts, found.port) == ("0.0.0.0", "*", 7860)  # noqa: S104 - compared, not bound
+
+
 def test_settings_are_frozen():
     with pytest.raises(ValidationError):
         Settings().port = 1

@@ -33,6 +33,11 @@ def test_the_longest_table_is_drawn_sorted_by_bits():
     assert "full precision" not in info.policies
 
 
+def test_rows_measured_later_name_their_own_device_and_command():
+    info = budget_curve.data({**STUDY, "wikitext2_run": {"device": "CPU, 2 threads", "command": "python -m rows"}})
+    assert (info.device, info.command) == ("CPU, 2 threads", "python -m rows")
+
+
 def test_interpolation_is_linear_in_the_logarithm():
     points = [budget_curve.Point(2, 1.0), budget_curve.Point(4, 4.0)]
     assert budget_curve.interpolate(points, 3) == pytest.approx(2)
