@@ -173,7 +173,8 @@ class Studio:
         sentences = [migration.sentence(migration.data(report), "Whole model")]
         sentences += [migration.sentence(migration.data(report, index), name) for index, name in enumerate(names)]
         ranks = migration.ranks_of(report.errors, int(report.first_skipped))
-        yield wire.migration_message(report, run_id, sentences, ranks)
+        hardest = migration.ranks_of(report.reference_loss, 1)  # the first token has no loss
+        yield wire.migration_message(report, run_id, sentences, ranks, hardest)
 
     def shown(self, asked: dict) -> tuple[str, Trace]:
         """The run that the page names: one of its own, or the recorded one."""

@@ -103,10 +103,13 @@ def done_message(run: str, seq: int, measured: float, state: str, notes: list[st
     return _dump({"kind": "done", "run": run, "seq": seq, "measured": measured, "state": state, "notes": notes})
 
 
-def migration_message(report: Any, run: str, sentences: list[str], linear_ranks: np.ndarray) -> str:
+def migration_message(
+    report: Any, run: str, sentences: list[str], linear_ranks: np.ndarray, reference_ranks: np.ndarray
+) -> str:
     """A migration report for the page; `sentences` starts with the whole model's, then one for each linear.
 
-    `linear_ranks` is int [linears, S, T], as `views.migration.ranks_of` makes it.
+    `linear_ranks` is int [linears, S, T], as `views.migration.ranks_of` makes it; `reference_ranks` int [T] ranks the
+    tokens by their loss at full precision.
     """
     body = {
         "error": report.error,
@@ -125,6 +128,7 @@ def migration_message(report: Any, run: str, sentences: list[str], linear_ranks:
         "linearOverlap": encode(report.per_linear.overlap),
         "linearSpearman": encode(report.per_linear.spearman),
         "lossIncrease": encode(report.loss_increase),
+        "referenceRanks": encode(reference_ranks, "<u2"),
     }
     return _dump({"kind": "migration", "run": run} | body)
 

@@ -28,11 +28,11 @@
       div.setAttribute("role", "group");
       div.setAttribute("aria-label", text);
     }
-    left.append(bumpTitle, el("p", "mbq-note", "One line per token that is in the outlier set (shaded) at some precision. Orange: in the set at the lowest precision; blue: enters later. Crossing lines are migration."), bump);
-    a.append(el("h3", "", "Overlap of the sets"), overlap);
-    b.append(el("h3", "", "Rank correlation, all tokens"), spearman);
+    left.append(bumpTitle, el("p", "mbq-note", "One line per token that is in the outlier set (shaded) at some precision. Orange: in the set at the lowest precision; blue: enters later. Crossing lines are migration. The last column ranks the same tokens by their loss at full precision: what is hard anyway."), bump);
+    a.append(el("h3", "", "Overlap of the sets"), el("p", "mbq-note", "Share of one precision’s outlier set that is in the other’s."), overlap);
+    b.append(el("h3", "", "Rank correlation, all tokens"), el("p", "mbq-note", "Spearman: 1 the same order, 0 unrelated, −1 reversed."), spearman);
     pair.append(a, b);
-    right.append(pair, chance, el("h3", "", "Layer by layer: overlap between neighbouring precisions"), curve);
+    right.append(pair, chance, el("h3", "", "Layer by layer: overlap between neighbouring precisions"), el("p", "mbq-note", "Outlier sets by output error, mean of a layer’s seven linears."), curve);
     split.append(left, right);
     body.append(bar2, split);
     body.hidden = true;
@@ -69,20 +69,21 @@
       const data = chosen(), { ranks, S, T } = data, layout = structuredClone(mbq.config.layouts.bump), pin = mbq.pinned?.token;
       const tokens = Array.from({ length: T }, (_, t) => t).filter((t) => best(data, t) <= report.setSize || t === pin);
       tokens.sort((x, y) => best(data, x) - best(data, y));
+      const full = report.bits[S - 1] + 2;
       const lines = tokens.slice(0, MOST_LINES).map((t) => {
         const y = Array.from({ length: S }, (_, s) => ranks[s * T + t] || null), inLow = y[0] && y[0] <= report.setSize, mine = t === pin;
         return {
-          type: "scatter", mode: "lines+markers", name: `${t} “${mbq.label(report.texts[t])}”`, x: report.bits, y, meta: t, line: { color: mine ? "mbq:ink" : inLow ? "mbq:second" : "mbq:accent", width: mine ? 4 : 1.7 }, marker: { size: mine ? 9 : 6 },
-          opacity: pin === undefined || mine ? 0.95 : 0.55, hovertemplate: `token ${t} “${mbq.label(report.texts[t])}”<br>rank %{y} of ${T} at %{x} bits<extra></extra>`,
+          type: "scatter", mode: "lines+markers", name: `${t} “${mbq.label(report.texts[t])}”`, x: [...report.bits, full], y: [...y, report.referenceRanks[t] || null], meta: t, line: { color: mine ? "mbq:ink" : inLow ? "mbq:second" : "mbq:accent", width: mine ? 4 : 1.7 }, marker: { size: mine ? 9 : 6 },
+          opacity: pin === undefined || mine ? 0.95 : 0.55, hovertemplate: `token ${t} “${mbq.label(report.texts[t])}”<br>rank %{y} of ${T} at %{text}<extra></extra>`, text: [...report.bits.map((bits) => `${bits} bits`), "full precision, by loss"],
         };
       });
       const reach = Math.max(report.setSize, ...lines.flatMap((line) => line.y.filter(Boolean)));
-      const last = report.bits[S - 1], gap = reach / 26, ends = lines.map((line) => line.y[S - 1] || 0), spots = ends.slice();
+      const last = full, gap = reach / 26, ends = lines.map((line) => line.y[S] || 0), spots = ends.slice();
       const order = spots.map((_, i) => i).sort((i, j) => spots[i] - spots[j]);
       for (let k = 1; k < order.length; k++) spots[order[k]] = Math.max(spots[order[k]], spots[order[k - 1]] + gap);
       layout.annotations = lines.length > 26 ? [] : lines.map((line, i) => ({ x: last, y: spots[i], xanchor: "left", xshift: 10, showarrow: false, text: `${mbq.label(report.texts[line.meta], 12)}`, font: { size: 11.5, color: line.line.color } }));
       layout.shapes = [{ type: "rect", xref: "paper", x0: 0, x1: 1, y0: 0.5, y1: report.setSize + 0.5, fillcolor: "mbq:grid", opacity: 0.7, line: { width: 0 }, layer: "below" }];
-      Object.assign(layout.xaxis, { tickvals: report.bits, range: [report.bits[0] - 0.25, last + 0.25] });
+      Object.assign(layout.xaxis, { tickvals: [...report.bits, full], ticktext: [...report.bits.map(String), "full<br>(loss)"], range: [report.bits[0] - 0.25, last + 0.25] });
       Object.assign(layout.yaxis, { autorange: false, range: [Math.max(reach, ...spots.filter(() => lines.length <= 26)) * 1.03 + 0.5, 0.2] });
       return { data: lines, layout };
     };
@@ -132,7 +133,7 @@
 
     mbq.on("migration", (message) => {
       report = message;
-      for (const key of ["modelRanks", "linearRanks"]) report[key] = u16(message[key]);
+      for (const key of ["modelRanks", "linearRanks", "referenceRanks"]) report[key] = u16(message[key]);
       for (const key of ["modelOverlap", "modelSpearman", "linearOverlap", "linearSpearman"]) report[key] = f32(message[key]);
       const kept = source.value || "-1";
       source.replaceChildren(Object.assign(el("option", "", "rise in the whole model’s loss"), { value: "-1" }));

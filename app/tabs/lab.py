@@ -11,7 +11,7 @@ def build(page: Page) -> None:
     curve = budget_curve.read_results(page.studio.settings.results)
     stored = {
         "figure": budget_curve.figure(curve) if curve.policies else None,
-        "sentence": budget_curve.sentence(curve),
+        "sentence": f"{budget_curve.sentence(curve)} {budget_curve.off_chart(curve)}".rstrip(),
         "device": curve.device,
         "command": curve.command,
     }

@@ -14,6 +14,7 @@ from app.views import theme
 from app.views.text import escape_text
 
 SIZE_LIMIT = 5_000_000
+HIGHEST = 6.0
 POLICY_ORDER = ("router", "layer", "uniform", "norm", "random", "oracle", "fixed depth")
 _LOOKS = {
     "router": ("mbq:second", "solid", "circle"),
@@ -135,6 +136,18 @@ def sentence(info: CurveData) -> str:
     )
 
 
+def off_chart(info: CurveData) -> str:
+    """The rivals that lie above the axis, named with their figures: what is not drawn is said."""
+    top = 10 ** figure(info)["layout"]["yaxis"]["range"][1]
+    beyond = [
+        f"{_RIVALS[method]} at {point.bits:g} bits {point.ratio:.4g}×"
+        for method, points in info.rivals.items()
+        for point in points
+        if point.ratio > top
+    ]
+    return f"Above the chart: {', '.join(beyond)}." if beyond else ""
+
+
 def interpolate(points: list[Point], bits: float) -> float | None:
     """Ratio at `bits`, linear in log ratio between neighbours; None outside the measured range."""
     for left, right in pairwise(points):
@@ -152,7 +165,7 @@ def figure(info: CurveData) -> dict:
             _scatter(_RIVALS[method], points, "markers")
             | {"marker": {"size": 11, "symbol": _RIVAL_SYMBOLS[method], "color": "mbq:ink", "line": {"width": 2}}}
         )
-    ratios = [point.ratio for points in (*info.policies.values(), *info.rivals.values()) for point in points]
+    ratios = [point.ratio for points in info.policies.values() for point in points]
     base = theme.layout(
         420,
         showlegend=True,
@@ -167,9 +180,9 @@ def figure(info: CurveData) -> dict:
 
 
 def _log_axis(ratios: list[float]) -> dict:
-    top = min(max(ratios, default=2.0) * 1.08, 6.0)
+    top = min(max(ratios, default=2.0) * 1.08, HIGHEST)
     low = min(min(ratios, default=1.0), 1.0) * 0.985
-    marks = [mark for mark in (1, 1.05, 1.1, 1.2, 1.5, 2, 3, 5) if low <= mark <= top]
+    marks = [mark for mark in (1, 1.05, 1.1, 1.2, 1.3, 1.5, 2, 3, 5) if low <= mark <= top]
     names = [f"{mark:g}×" for mark in marks]
     return {"range": [math.log10(low), math.log10(top)], "tickvals": marks, "ticktext": names}
 

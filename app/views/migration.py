@@ -28,7 +28,7 @@ class MigrationData(NamedTuple):
 
 
 def ranks_of(errors: np.ndarray, first: int) -> np.ndarray:
-    """int32 [..., S, T]: place by error, largest first; 0 for the `first` tokens that are left out."""
+    """int32 [..., T]: place by error, largest first; 0 for the `first` tokens that are left out."""
     ranks = np.zeros(errors.shape, dtype=np.int32)
     ranks[..., first:] = 1 + np.argsort(np.argsort(-errors[..., first:], axis=-1, kind="stable"), axis=-1)
     return ranks

@@ -38,6 +38,12 @@ def test_rows_measured_later_name_their_own_device_and_command():
     assert (info.device, info.command) == ("CPU, 2 threads", "python -m rows")
 
 
+def test_rivals_above_the_axis_are_named():
+    text = budget_curve.off_chart(budget_curve.data(STUDY))
+    assert text == "Above the chart: calibrated for one width at 2 bits 1.9×."
+    assert budget_curve.off_chart(budget_curve.EMPTY) == ""
+
+
 def test_interpolation_is_linear_in_the_logarithm():
     points = [budget_curve.Point(2, 1.0), budget_curve.Point(4, 4.0)]
     assert budget_curve.interpolate(points, 3) == pytest.approx(2)
