@@ -17,12 +17,17 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[str, float], None]
 
 
+def _surface(engine: Any, ids: list[int], layer: int, channels: int) -> Any:
+    return importlib.import_module("mobiquant_core.outliers").channel_surface(engine, ids, layer, channels)
+
+
 @dataclass(frozen=True)
 class Core:
-    """The entry points of `mobiquant_core`: load an engine; measure outlier migration with it."""
+    """The entry points of `mobiquant_core`: load an engine; measure migration and channel magnitudes with it."""
 
     load: Callable[[str, str, Progress], Any]
     migration: Callable[..., Any]
+    surface: Callable[[Any, list[int], int, int], Any] = _surface
 
 
 def _load(model: str, device: str, progress: Progress) -> Any:

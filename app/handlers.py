@@ -27,6 +27,8 @@ from mobiquant_core.trace import RunSettings, Step, Trace, average_bits
 logger = logging.getLogger(__name__)
 ENGINE_QUEUE = {"concurrency_id": "engine", "concurrency_limit": 1}
 MODEL_WAIT_SECONDS = 300.0
+SURFACE_CHANNELS = 64
+"""Channels with the largest magnitudes: the massive ones and enough ordinary ones beside them."""
 
 
 class Studio:
@@ -65,6 +67,11 @@ class Studio:
         """Measures outlier migration on the text of the run that the page shows."""
         asked = event._data if isinstance(event._data, dict) else {}
         yield from self.guarded("migrate", asked, request, self._migrate)
+
+    def magnitudes(self, request: gr.Request, event: gr.EventData) -> Iterator[str]:
+        """Measures |h| of every token and the largest channels after one layer, on the run that the page shows."""
+        asked = event._data if isinstance(event._data, dict) else {}
+        yield from self.guarded("surface", asked, request, self._magnitudes)
 
     def stop(self, request: gr.Request) -> None:
         self.sessions.stop(session_of(request))
@@ -175,6 +182,17 @@ class Studio:
         ranks = migration.ranks_of(report.errors, int(report.first_skipped))
         hardest = migration.ranks_of(report.reference_loss, 1)  # the first token has no loss
         yield wire.migration_message(report, run_id, sentences, ranks, hardest)
+
+    def _magnitudes(self, asked: dict, session: str, cancel: Event) -> Iterator[str]:
+        engine = self.slot.engine(cancel, MODEL_WAIT_SECONDS)
+        run_id, trace = self.shown(asked)
+        ids = [int(token) for token in trace.columns.token_ids][: self.settings.max_migration_tokens]
+        layer = asked.get("layer")
+        if not isinstance(layer, int) or isinstance(layer, bool):
+            raise PromptError(f"The layer {layer!r} cannot be used: give a whole number, -1 for the embeddings.")
+        with self.slot.lock:
+            surface = self.slot.core.surface(engine, ids, layer, SURFACE_CHANNELS)
+        yield wire.surface_message(surface, run_id)
 
     def shown(self, asked: dict) -> tuple[str, Trace]:
         """The run that the page names: one of its own, or the recorded one."""

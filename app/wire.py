@@ -133,6 +133,13 @@ def migration_message(
     return _dump({"kind": "migration", "run": run} | body)
 
 
+def surface_message(surface: Any, run: str) -> str:
+    """|h| after one layer (a `mobiquant_core.outliers.ChannelSurface`): float32 [tokens, channels]."""
+    channels = [int(channel) for channel in surface.channels]
+    body = {"layer": int(surface.layer), "channels": channels, "magnitude": encode(surface.magnitude)}
+    return _dump({"kind": "surface", "run": run} | body)
+
+
 def marked(message: str) -> str:
     """The message with a mark that no other has: a component given an equal value again would tell nobody."""
     return f'{message[:-1]},"mark":"{uuid.uuid4().hex}"}}'

@@ -15,10 +15,6 @@
       return;
     }
     sentence.textContent = stored.sentence;
-    let drawn = false;
-    mbq.onShown(root, () => {
-      if (!drawn) mbq.plot(div, () => structuredClone(stored.figure));
-      drawn = true;
-    });
+    mbq.plot(div, () => structuredClone(stored.figure));
   };
 })();

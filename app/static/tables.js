@@ -72,7 +72,7 @@
   }
 
   function contents(div) {
-    const { data, layout } = div.mbqMake(), map = data.find((trace) => trace.type === "heatmap");
+    const { data, layout } = div.mbqMake(), map = data.find((trace) => trace.type === "heatmap" || trace.type === "surface");
     return map ? heatmap(map, layout, div.mbqNames) : series(data.filter((trace) => list(trace.x) || list(trace.y)), layout);
   }
 
@@ -104,7 +104,7 @@
     if (div.mbqTable) return div.mbqTable();
     const place = div.closest(".mbq-plotbox") || div;
     if (!place.parentElement) return;
-    const box = el("div", "mbq-data"), button = el("button", "mbq-data-toggle", "Data table"), region = el("div", "mbq-data-scroll");
+    const box = el("div", "mbq-datatable"), button = el("button", "mbq-data-toggle", "Data table"), region = el("div", "mbq-data-scroll");
     const caption = captionOf(div);
     Object.assign(button, { type: "button", title: "The numbers of this chart as a table" });
     region.id = "mbq-data-" + ++made;

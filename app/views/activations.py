@@ -55,7 +55,22 @@ def layouts() -> dict[str, dict]:
         xaxis=theme.axis("residual stream after layer (emb.: before layer 0)"),
         yaxis=theme.axis("|h|", type="log", exponentformat="power", dtick=1),
     )
-    return {"magnitude": magnitude, "curves": curves}
+    channels = theme.layout(
+        380,
+        margin={"l": 58, "r": 12, "t": 6, "b": 64},
+        xaxis=theme.axis("", showgrid=False, ticks="outside", ticklen=3),
+        yaxis=theme.axis("channel, by number", showgrid=False),
+    )
+    surface = theme.layout(460, margin={"l": 0, "r": 0, "t": 0, "b": 0})
+    spatial = {"color": "mbq:muted", "gridcolor": "mbq:grid", "showbackground": False}
+    surface["scene"] = {
+        "xaxis": spatial | {"title": {"text": "token position"}},
+        "yaxis": spatial | {"title": {"text": "channel"}},
+        "zaxis": spatial | {"title": {"text": "|h|"}, "type": "log"},
+        "aspectratio": {"x": 1.6, "y": 1.1, "z": 0.7},
+        "camera": {"eye": {"x": -1.2, "y": -1.5, "z": 0.9}},
+    }
+    return {"magnitude": magnitude, "curves": curves, "channels": channels, "surface": surface}
 
 
 def map_figure(info: MagnitudeData) -> dict:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 from fake_engine import FakeEngine
 from fake_migration import measure
+from fake_surface import surface
 
 from app.backend import Core, EngineSlot
 from app.handlers import Studio
@@ -18,7 +19,7 @@ def engine() -> FakeEngine:
 
 @pytest.fixture
 def studio(engine: FakeEngine) -> Studio:
-    slot = EngineSlot(Core(lambda model, device, progress: engine, measure), "fake", "cpu")
+    slot = EngineSlot(Core(lambda model, device, progress: engine, measure, surface), "fake", "cpu")
     slot.start()
     return Studio(Settings(), slot)
 

@@ -1,11 +1,14 @@
 """Events end in messages or in one clear line; the studio survives all of them."""
 
+import base64
 import json
 from types import SimpleNamespace
 
 import gradio as gr
+import numpy as np
 import pytest
 
+from app.handlers import SURFACE_CHANNELS
 from mobiquant_core.errors import PromptError
 
 GENERATE = {"bits": 4.0, "policy": "router", "mode": "global", "seed": 0, "max_new_tokens": 8, "temperature": 0.8}
@@ -99,6 +102,22 @@ def test_migration_is_measured_on_the_run_on_show(studio, visitor):
 def test_migration_of_an_unknown_run_is_refused(studio, visitor, data):
     with pytest.raises(gr.Error):
         list(studio.migrate(visitor, SimpleNamespace(_data=data)))
+
+
+def test_magnitudes_are_measured_on_the_run_on_show(studio, visitor):
+    messages = run(studio, visitor)
+    event = SimpleNamespace(_data={"run": messages[0]["run"], "layer": 2})
+    (found,) = [json.loads(text) for text in studio.magnitudes(visitor, event)]
+    assert (found["kind"], found["layer"], len(found["channels"])) == ("surface", 2, SURFACE_CHANNELS)
+    values = np.frombuffer(base64.b64decode(found["magnitude"]), "<f4").reshape(12, SURFACE_CHANNELS)
+    assert values.max() == values[0].max() == 400
+
+
+@pytest.mark.parametrize("layer", [None, "2", 1.5, True])
+def test_magnitudes_of_an_odd_layer_are_refused(studio, visitor, layer):
+    messages = run(studio, visitor)
+    with pytest.raises(gr.Error, match="whole number"):
+        list(studio.magnitudes(visitor, SimpleNamespace(_data={"run": messages[0]["run"], "layer": layer})))
 
 
 def test_releasing_the_slider_runs_only_where_wanted(studio, visitor):

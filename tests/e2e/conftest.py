@@ -13,6 +13,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 from fake_engine import FakeEngine
 from fake_migration import measure
+from fake_surface import surface
 
 CHROMIUM = Path("/usr/bin/chromium")
 ARTEFACTS = Path(__file__).parents[2] / "test-artefacts"
@@ -49,7 +50,7 @@ def address(fake: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> Itera
     save_trace(
         fake.assemble(steps, RunSettings("fake", "generate", "router", "global", 3.5, 0, 0.8, 40)), folder / "a.json"
     )
-    page, address = serve(Settings(port=0, traces=folder), Core(lambda *_: fake, measure), block=False)
+    page, address = serve(Settings(port=0, traces=folder), Core(lambda *_: fake, measure, surface), block=False)
     yield address
     page.close()
 

@@ -39,7 +39,8 @@ def test_the_map_s_table_holds_the_map_s_numbers(open_page):
     page.keyboard.press("Enter")
     assert toggle.get_attribute("aria-expanded") == "true"
     rows = page.evaluate(
-        "[...document.querySelectorAll('.mbq-map .mbq-data tbody tr')].map(r => [...r.cells].map(c => c.textContent))"
+        "[...document.querySelectorAll('.mbq-map .mbq-datatable tbody tr')]"
+        ".map(r => [...r.cells].map(c => c.textContent))"
     )
     z = page.evaluate("Array.from(mbq.cells(mbq.run, mbq.filter).z)")
     tokens, layers = page.evaluate("[mbq.run.T, mbq.run.layers]")
@@ -48,9 +49,11 @@ def test_the_map_s_table_holds_the_map_s_numbers(open_page):
         assert row[0].startswith(f"{t} ")
         assert [float(text) for text in row[1:]] == pytest.approx([z[y * tokens + t] for y in range(layers)], abs=6e-3)
     page.locator(".mbq-map input[value=score]").check(force=True)
-    page.wait_for_function("document.querySelector('.mbq-map .mbq-data caption').textContent.includes('router score')")
+    page.wait_for_function(
+        "document.querySelector('.mbq-map .mbq-datatable caption').textContent.includes('router score')"
+    )
     toggle.press("Enter")
-    assert page.locator(".mbq-map .mbq-data table").count() == 0
+    assert page.locator(".mbq-map .mbq-datatable table").count() == 0
 
 
 def test_token_text_stays_text_and_long_runs_are_cut_with_a_note(open_page):
@@ -59,10 +62,10 @@ def test_token_text_stays_text_and_long_runs_are_cut_with_a_note(open_page):
     page.click("#mbq-analyze")
     page.wait_for_function(DONE)
     page.locator(".mbq-map .mbq-data-toggle").click()
-    page.wait_for_selector(".mbq-map .mbq-data tbody tr")
-    assert page.locator(".mbq-map .mbq-data tbody tr").count() == 200
-    assert "first 200 of 302 rows" in page.inner_text(".mbq-map .mbq-data caption")
-    assert "<img/src=x" in page.inner_text(".mbq-map .mbq-data tbody tr:nth-child(2) th")
+    page.wait_for_selector(".mbq-map .mbq-datatable tbody tr")
+    assert page.locator(".mbq-map .mbq-datatable tbody tr").count() == 200
+    assert "first 200 of 302 rows" in page.inner_text(".mbq-map .mbq-datatable caption")
+    assert "<img/src=x" in page.inner_text(".mbq-map .mbq-datatable tbody tr:nth-child(2) th")
     assert page.evaluate("window.__pwned") is None
 
 
@@ -77,7 +80,7 @@ def test_every_chart_has_its_table(open_page, size, ground):
         assert charts and toggles.count() == charts, name
         for index in range(charts):
             toggles.nth(index).click()
-        tables = page.locator(".mbq-data:visible table")
+        tables = page.locator(".mbq-datatable:visible table")
         assert tables.count() == charts
         assert all(table.locator("tbody tr").count() for table in tables.all()), name
         picture(page, f"tables-{name}-{size}-{ground}")

@@ -5,7 +5,10 @@ from axe_playwright_python.sync_playwright import Axe
 from conftest import SIZES, open_tab, picture
 
 TABS = ("Allocate", "Activation outliers", "Outlier migration")
-READY = {"Outlier migration": ".mbq-migration-body .js-plotly-plot"}
+READY = {
+    "Activation outliers": ".mbq-surface .js-plotly-plot",
+    "Outlier migration": ".mbq-migration-body .js-plotly-plot",
+}
 
 
 @pytest.mark.parametrize("ground", ["light", "dark"])
@@ -52,6 +55,19 @@ def test_migration_answers_to_its_choices(open_page):
     assert "o_proj, layer 0" in page.inner_text(".mbq-migration .mbq-sentence")
     page.locator(".mbq-migration input[value=absolute]").check(force=True)
     page.wait_for_function("document.querySelector('.mbq-migration').innerText.includes('absolute error')")
+
+
+def test_magnitudes_of_a_layer_as_map_and_surface(open_page):
+    page = open_page()
+    open_tab(page, "Activation outliers")
+    page.wait_for_selector(".mbq-surface .js-plotly-plot:visible")
+    assert "channel 84 of token 0" in page.inner_text(".mbq-surface .mbq-sentence")
+    page.select_option(".mbq-surface select", "-1")
+    page.wait_for_function("document.querySelector('.mbq-surface .mbq-sentence').textContent.includes('embeddings')")
+    page.locator(".mbq-surface input[value=surface]").check(force=True)
+    page.wait_for_selector(".mbq-surface .gl-container canvas")
+    page.wait_for_timeout(1500)
+    picture(page, "surface-desktop-light")
 
 
 def test_no_upload_button_and_no_share(open_page):
