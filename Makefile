@@ -19,8 +19,9 @@ check: $(VENV)/dev.done
 	$(BIN)/basedpyright --level error
 	$(BIN)/lint-imports
 
+# One thread in each of the two workers: twice two threads on two cores wait for one another.
 pytest: $(VENV)/dev.done
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-gpu: $(VENV)/dev.done
 	$(BIN)/python -m pytest -m gpu

@@ -103,9 +103,9 @@
     });
     mbq.on("run", fill);
     mbq.on("done", () => found && found.run !== mbq.run.id && (state.textContent = "This is the run before; measure again for this text."));
-    // As in the migration tab: opening it asks.
+    // As in the migration tab: opening it asks, wherever on the tab this card begins.
     new IntersectionObserver((entries) => {
       if (entries.some((entry) => entry.isIntersecting) && !found && mbq.run && mbq.run.state !== "running") ask();
-    }).observe(go);
+    }, { rootMargin: "9999px" }).observe(go);
   };
 })();
