@@ -76,7 +76,7 @@
       let best = 0;
       found.magnitude.forEach((v, i) => v > found.magnitude[best] && (best = i));
       const ordered = Float32Array.from(found.magnitude).sort(), middle = ordered[ordered.length >> 1], at = found.layer < 0 ? "in the embeddings" : `after layer ${found.layer}`;
-      sentence.textContent = `The largest |h| ${at} is ${mbq.fixed(found.magnitude[best])}: channel ${found.channels[best % C()]} of token ${token(Math.floor(best / C()))}, ${mbq.fixed(found.magnitude[best] / Math.max(middle, 1e-6), 0)} times the median of the ${C()} channels shown.`;
+      sentence.textContent = `The largest |h| ${at} is ${mbq.fixed(found.magnitude[best])}: channel ${found.channels[best % C()]} of token ${Math.floor(best / C())} “${mbq.visible(found.texts[Math.floor(best / C())] ?? "")}”, ${mbq.fixed(found.magnitude[best] / Math.max(middle, 1e-6), 0)} times the median of the ${C()} channels shown.`;
     };
     const draw = () => {
       if (!found) return;

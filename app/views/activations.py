@@ -68,7 +68,7 @@ def layouts() -> dict[str, dict]:
         "yaxis": spatial | {"title": {"text": "channel"}},
         "zaxis": spatial | {"title": {"text": "|h|"}, "type": "log"},
         "aspectratio": {"x": 1.6, "y": 1.1, "z": 0.7},
-        "camera": {"eye": {"x": -1.2, "y": -1.5, "z": 0.9}},
+        "camera": {"eye": {"x": -1.35, "y": -1.7, "z": 1.0}, "center": {"x": 0, "y": 0, "z": -0.15}},
     }
     return {"magnitude": magnitude, "curves": curves, "channels": channels, "surface": surface}
 
