@@ -4,12 +4,15 @@ Any transformers causal model runs through them, quantized or not; who routes an
 They know token ids and nothing about text.
 """
 
+import functools
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from mobiquant_core.errors import CheckpointError
 
@@ -21,7 +24,7 @@ PREFILL_CHUNK = 256
 class DecodeState:
     """A sequence under way: what attention remembers of it, and how many tokens that is.
 
-    `cache` is made by the model on the first forward; a fixed-size cache for a captured graph can be put here instead.
+    `cache` is made on the first forward; a fixed-size cache for a captured graph can be put here instead.
     """
 
     cache: Any = None
@@ -31,11 +34,18 @@ class DecodeState:
 def prefill(model: nn.Module, state: DecodeState, ids: list[int]) -> Float[Tensor, "tokens vocabulary"]:
     """Process known tokens after those in `state`; the prediction made from each of them, float32."""
     inputs = torch.tensor([ids], dtype=torch.long, device=device_of(model))
+    if state.cache is None:
+        state.cache = DynamicCache(config=model.config)  # pyright: ignore[reportArgumentType] - nn.Module hides it
     with torch.no_grad():
-        output = model(input_ids=inputs, past_key_values=state.cache, use_cache=True)
-    state.cache = output.past_key_values
+        output = model(input_ids=inputs, use_cache=True, **{cache_keyword(type(model)): state.cache})
     state.position += len(ids)
     return output.logits[0].float()
+
+
+@functools.cache
+def cache_keyword(model: type[nn.Module]) -> str:
+    """What a model calls the cache it is given: transformers 5.24 renamed `past_key_values` to `cache`."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def decode_one_token(model: nn.Module, state: DecodeState, token_id: int) -> Float[Tensor, "1 vocabulary"]:

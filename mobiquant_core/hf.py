@@ -191,5 +191,5 @@ def _empty_linear(linear: nn.Module, settings: MobiQuantHfConfig) -> MobiLinear:
 def _begin_forward(_: nn.Module, __: tuple, kwargs: dict) -> None:
     current = current_pass()
     if isinstance(current, FollowingPass):
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get("cache", kwargs.get("past_key_values"))
         current.begin(0 if cache is None else int(cache.get_seq_length()))
