@@ -7,6 +7,7 @@ python -m benchmarks.calibration_study --shape llama3-8b --blocks 2 --out OUT
 
 import argparse
 import copy
+import datetime
 import gc
 import itertools
 import json
@@ -44,8 +45,10 @@ from mobiquant_core.calibrate.local_gains import measure_layer_scores
 from mobiquant_core.calibrate.mlp import attach_routers, router_share
 from mobiquant_core.calibrate.student import Student
 from mobiquant_core.calibrate.student_policies import depth_losses, reference_loss
-from mobiquant_core.calibration import save_calibration
+from mobiquant_core.calibrate.thresholds import measure_thresholds
+from mobiquant_core.calibration import Calibration, save_calibration
 from mobiquant_core.config import MobiQuantConfig
+from mobiquant_core.convert import quantize_model
 from mobiquant_core.tasks import TASKS, make_requests, read_items
 
 VARIANTS: dict[str, dict] = {
@@ -65,6 +68,8 @@ QUICK_BUDGETS = {"router": (2.5, 3.0, 3.5, 4.0, 6.0), "layer": (2.5, 3.0, 4.0)}
 DOMAIN_BUDGETS = {"router": (2.5, 3.0, 4.0), "layer": (2.5, 3.0, 4.0), "random": (2.5, 3.0)}
 DOMAINS = ("wikipedia", "books", "tinystories", "dialogue", "code")
 BATCH = 32
+RIVAL_WINDOWS = 8
+"""Calibration windows on which the thresholds of `norm` and `oracle` are measured."""
 
 
 class Study:
@@ -216,6 +221,25 @@ class Study:
             self.rest(student, book, name)
         self.save()
         student.restore()
+        self.complete(name, found)
+
+    def complete(self, name: str, found: Calibration) -> None:
+        """The rivals' thresholds, on the model as it will run, and where the artefact comes from; saved again."""
+        quantized = quantize_model(copy.deepcopy(self.model), found.config, found, keep_originals=True)
+        measure_thresholds(quantized, self.calibration[:RIVAL_WINDOWS], lambda _: None, ("norm", "oracle"))
+        fit = self.results["fits"][name]
+        found.provenance |= {
+            "effort": "full",
+            "seconds": f"{fit['seconds']:.0f}",
+            "device": self.device_name(),
+            "torch": torch.__version__,
+            "date": datetime.date.today().isoformat(),
+            "command": f"python -m benchmarks.calibration_study {' '.join(sys.argv[1:])}",
+            "text": f"{len(self.calibration)} windows of {self.calibration.shape[1]} tokens, made by study_data",
+            "end_to_end_steps": str(fit["steps"]),
+            "final_kl": f"{fit['final_kl']:.4f}",
+        }
+        save_calibration(found, self.out / f"{name}.safetensors")
 
     def rest(self, student: Student, book: PolicyBook, name: str) -> None:
         figures = self.results["elastic"][name]
@@ -354,7 +378,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=45.0, help="time of one end-to-end fit")
     parser.add_argument("--final-seconds", type=float)
     parser.add_argument("--steps", type=int, help="instead of --seconds")
-    parser.add_argument("--rival-steps", type=int, help="steps of bit-specific fits, by default those of the final fit")
+    parser.add_argument(
+        "--rival-steps", type=int, help="steps of bit-specific fits, by default the final fit's; 0: none"
+    )
     parser.add_argument("--windows-per-step", type=int, default=16)
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--test-window", type=int, default=512)
@@ -382,10 +408,11 @@ def main() -> None:
             chosen = VARIANTS[arguments.final] | extra
             arguments.seconds = arguments.final_seconds or arguments.seconds
             study.attempt(study.elastic, arguments.final, chosen, True)
-            steps = arguments.rival_steps or study.steps
+            steps = study.steps if arguments.rival_steps is None else arguments.rival_steps
             if not arguments.no_plain:
                 study.attempt(study.plain_baselines)
-            study.attempt(study.bit_specific, chosen, steps)
+            if steps:
+                study.attempt(study.bit_specific, chosen, steps)
     if arguments.bars:
         study.attempt(study.bit_specific, VARIANTS["rounding"] | extra, arguments.steps)
     if arguments.shape:

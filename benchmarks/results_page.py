@@ -29,13 +29,8 @@ on {device}, torch {torch}, {date}. Lower is better; 1 is full precision. Below 
 text better than its teacher: calibration saw WikiText-2's validation split among other text, the bundled model did not.
 """
 
-ROWS = """These rows are of the shipped calibration, after `python -m benchmarks.refine_demo`, which the other parts of
-this page do not include: `{command}`, {device}, torch {torch}, {date}.
-"""
-
-BARS = """The widths alone were calibrated block by block only (`{command}`, {device}, {tokens:,} test
-tokens); the elastic model is the one above, with its end-to-end stage, on the whole test. Outlier tokens are the tenth
-of each window with the largest relative error at 3 bits, linear by linear.
+BARS = """The widths alone were calibrated with the same effort: `{command}`, {device}, {tokens:,} test tokens.
+Outlier tokens are the tenth of each window with the largest relative error at 3 bits, linear by linear.
 """
 
 
@@ -120,8 +115,6 @@ def page(study: dict, source: str) -> str:
     made = {key: study[key] for key in ("device", "torch", "date")}
     parts = [HEAD.format(study=source, command=command, **made)]
     parts += [f"## WikiText-2 raw test ({main_rows[0]['tokens']:,} tokens)\n", policy_table(main_rows)]
-    if "wikitext2_run" in study:
-        parts.append(ROWS.format(**study["wikitext2_run"]))
     parts += ["## Against one model per width\n", rivals_table(study, fixed, router)]
     parts += [f"*{note}*\n" for note in study.get("notes", [])]
     if "bars" in study:

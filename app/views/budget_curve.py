@@ -69,11 +69,8 @@ def data(body: dict[str, Any]) -> CurveData:
             policies.setdefault(name, []).append(point)
     ordered = {name: sorted(policies[name]) for name in POLICY_ORDER if name in policies}
     tokens = max((row["tokens"] for row in rows if isinstance(row.get("tokens"), int)), default=0)
-    # The rows of the shipped calibration may have been measured after the rest of the study, elsewhere.
-    later = body.get("wikitext2_run")
-    run = later if isinstance(later, dict) else body
-    device = str(run.get("device", "") or "")[:100]
-    return CurveData(ordered, _rivals(body), text, tokens, device, _command(run))
+    device = str(body.get("device", "") or "")[:100]
+    return CurveData(ordered, _rivals(body), text, tokens, device, _command(body))
 
 
 def _rows(body: dict[str, Any]) -> tuple[list[dict], str]:

@@ -48,7 +48,7 @@ def data(body: dict[str, Any]) -> FourBars | None:
     run = run if isinstance(run, dict) else {}
     three = stored.get("calibrated 3, run 3")
     source = (
-        f"Stored result, WikiText-2 test. The first three bars: block by block only, {run.get('tokens', 0):,} tokens, "
+        f"Stored result, WikiText-2 test, {run.get('tokens', 0):,} tokens. The first three bars: "
         f"{run.get('device', 'an unnamed device')}, “{run.get('command', '')}”. "
         "The last: as in the curve of the Router lab."
     )
@@ -59,9 +59,10 @@ def sentence(bars: FourBars) -> str:
     """What the four say, the part of the claim that does not show included."""
     excess = {name: (ratio - 1) * 100 for name, ratio in bars.ratios.items()}
     first, kept, own = (excess[name] for name in list(LABELS)[:3])
-    text = f"Calibrated for 3 bits and read at 4, perplexity stays {first:.1f} % above full precision"
+    text = f"Calibrated for 3 bits and read at 4, perplexity is {first:.1f} % above full precision"
     if bars.three is not None:
-        text += f" (at 3 bits {(bars.three - 1) * 100:.1f} %)"
+        at_three = (bars.three - 1) * 100
+        text += f" (at 3 bits {at_three:.1f} %{': the fourth bit makes it worse' if at_three < first else ''})"
     text += f"; calibrated for 4 bits, {own:.1f} %. Keeping the outlier tokens at 3 bits "
     text += f"helps: {kept:.1f} %." if kept < first else f"does not help on this model: {kept:.1f} %."
     return f"{text} One elastic model at 4.0 bits: {excess['elastic']:.1f} %."

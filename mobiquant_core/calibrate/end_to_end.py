@@ -5,7 +5,7 @@ per window makes a common shift of all scores neutral. It knows nothing of block
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +37,9 @@ class EndToEndSettings:
     rounding_rate: float = 0.0
     """Above zero, weights may also choose the nearer neighbour of their cell; in pivot cells per step."""
     highest_budget: float = 6.0
+    fixed_every: int = 0
+    """Above zero, each so many steps run one depth everywhere, every depth on its part of the windows: what a router
+    never reads coarsely would otherwise be left useless at coarse depths."""
     exponent: float = 0.5
     """Windows are summed as KL ** exponent: below 1, so that generous budgets count beside scarce ones."""
     first_temperature: float = 1.0
@@ -71,6 +74,7 @@ class EndToEnd:
         self.budgets = torch.Generator().manual_seed(settings.seed)
         self.temperature = torch.tensor(settings.first_temperature, device=self.device)
         self.gradients = Replayed(self._compute_gradients)
+        self.fixed_gradients = Replayed(self._compute_fixed_gradients)
         self.steps_done = 0
 
     def run(
@@ -107,6 +111,9 @@ class EndToEnd:
         self.temperature.fill_(first + (last - first) * share_done)
         if self.student.run.softness is not None:
             self.student.run.softness.fill_(softness_at(share_done))
+        if self._is_fixed(batch):
+            divergence, fitted = self.fixed_gradients(batch)
+            return self._apply(divergence, fitted, [None] * len(self.router_parameters), share_done)
         thresholds = torch.zeros(len(batch), device=self.device)
         if self.routed:
             if self.schedule.table is None:
@@ -115,13 +122,23 @@ class EndToEnd:
             thresholds = self.schedule.at(drawn.to(self.device))
             batch = self._with_noise(batch)
         divergence, scores, fitted, routed = self.gradients(batch, thresholds)
+        if self.routed:
+            self.schedule.update(scores)
+        return self._apply(divergence, fitted, routed, share_done)
+
+    def _is_fixed(self, batch: Tensor) -> bool:
+        """Whether this step runs one depth everywhere; every depth needs an equal part of the batch."""
+        every, depths = self.settings.fixed_every, self.student.config.depths
+        return self.routed and every > 0 and len(batch) % depths == 0 and self.steps_done % every == every - 1
+
+    def _apply(
+        self, divergence: Tensor, fitted: Sequence[Tensor], routed: Sequence[Tensor | None], share_done: float
+    ) -> Float[Tensor, " batch"]:
         for parameter, gradient in zip(self.fitted, fitted, strict=True):
             parameter.grad = gradient
         for parameter, gradient in zip(self.router_parameters, routed, strict=True):
             parameter.grad = gradient
-        if self.routed:
-            self.schedule.update(scores)
-            torch.nn.utils.clip_grad_norm_(self.router_parameters, 1.0)
+        torch.nn.utils.clip_grad_norm_(self.router_parameters, 1.0)
         set_rates(self.optimizer, cosine_rate(share_done))
         self.optimizer.step()
         return divergence.clone()
@@ -144,14 +161,12 @@ class EndToEnd:
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
         """(KL per window, all scores, gradients of what is fitted, gradients of the routers)."""
         run, backbone = self.student.run, self.student.backbone
-        with torch.no_grad():
-            run.mode = FULL_PRECISION
-            wanted = backbone.logits(batch).log_softmax(-1)
+        wanted = self._teach(batch)
         run.mode = GATED if self.routed else FIXED_DEPTHS
         run.thresholds, run.temperature = thresholds, self.temperature
         run.scores.clear()
         divergence = kl_per_window(wanted, backbone.logits(batch))
-        objective = divergence.clamp_min(1e-6).pow(self.settings.exponent).mean()
+        objective = self._objective(divergence)
         scores = [run.scores[index] for index in sorted(run.scores)]
         gradients = torch.autograd.grad(objective, [*self.fitted, *scores])
         fitted, by_score = gradients[: len(self.fitted)], gradients[len(self.fitted) :]
@@ -162,6 +177,22 @@ class EndToEnd:
         routed = torch.autograd.grad(scores, self.router_parameters, list(corrected))
         run.scores.clear()
         return divergence.detach(), stacked, fitted, routed
+
+    def _compute_fixed_gradients(self, batch: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """(KL per window, gradients of what is fitted): part k of the windows runs at depth k + 1 everywhere."""
+        wanted = self._teach(batch)
+        self.student.run.mode = FIXED_DEPTHS
+        divergence = kl_per_window(wanted, self.student.backbone.logits(batch))
+        return divergence.detach(), torch.autograd.grad(self._objective(divergence), self.fitted)
+
+    @torch.no_grad()
+    def _teach(self, batch: Tensor) -> Float[Tensor, "batch tokens vocabulary"]:
+        """Log-probabilities at full precision."""
+        self.student.run.mode = FULL_PRECISION
+        return self.student.backbone.logits(batch).log_softmax(-1)
+
+    def _objective(self, divergence: Tensor) -> Tensor:
+        return divergence.clamp_min(1e-6).pow(self.settings.exponent).mean()
 
     def _budget_neutral(self, gradient: Tensor, scores: Tensor, thresholds: Tensor) -> Tensor:
         """Adds lambda x d bits / d score per window, lambda such that raising all scores alike changes nothing."""

@@ -121,6 +121,19 @@ def test_both_stages_lower_the_divergence(model: LlamaForCausalLM, windows: torc
     assert (end.diff() < 0).all()
 
 
+def test_steps_at_one_depth_teach_every_depth_and_leave_the_routers(
+    model: LlamaForCausalLM, windows: torch.Tensor
+) -> None:
+    student = prepare_student(model, CONFIG, windows, FEW_STEPS)
+    attach_routers(student, measure_layer_scores(student, windows)[0])
+    start = _divergence_by_depth(student, windows)
+    trainer = EndToEnd(student, EndToEndSettings(steps=20, windows_per_step=8, fixed_every=1))
+    before = [parameter.clone() for parameter in trainer.router_parameters]
+    trainer.run(windows)
+    assert (_divergence_by_depth(student, windows)[:3] < start[:3]).all()
+    assert all(map(torch.equal, before, trainer.router_parameters))
+
+
 def test_a_killed_run_resumes_to_the_same_result(model: LlamaForCausalLM, windows: torch.Tensor, tmp_path) -> None:
     settings = FEW_STEPS.blockwise
 

@@ -33,11 +33,6 @@ def test_the_longest_table_is_drawn_sorted_by_bits():
     assert "full precision" not in info.policies
 
 
-def test_rows_measured_later_name_their_own_device_and_command():
-    info = budget_curve.data({**STUDY, "wikitext2_run": {"device": "CPU, 2 threads", "command": "python -m rows"}})
-    assert (info.device, info.command) == ("CPU, 2 threads", "python -m rows")
-
-
 def test_rivals_above_the_axis_are_named():
     text = budget_curve.off_chart(budget_curve.data(STUDY))
     assert text == "Above the chart: calibrated for one width at 2 bits 1.9×."

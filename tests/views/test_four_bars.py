@@ -25,12 +25,21 @@ def with_bars(**changes) -> dict:
 
 def test_the_sentence_says_so_where_the_outliers_do_not_help():
     text = four_bars.sentence(four_bars.data(STUDY))
-    assert "stays 13.0 %" in text and "does not help on this model: 14.0 %" in text and "4.0 bits: 1.0 %" in text
+    assert (
+        "is 13.0 % above full precision (at 3 bits 15.0 %)" in text
+        and "does not help on this model: 14.0 %" in text
+        and "4.0 bits: 1.0 %" in text
+    )
 
 
 def test_the_sentence_says_so_where_they_do():
     better = with_bars(**{"calibrated 3, outliers at 3": 1.1})
     assert "at 3 bits helps: 10.0 %" in four_bars.sentence(four_bars.data(better))
+
+
+def test_a_fourth_bit_that_hurts_is_said_to_hurt():
+    worse = with_bars(**{"calibrated 3, run 3": 1.02})
+    assert "(at 3 bits 2.0 %: the fourth bit makes it worse)" in four_bars.sentence(four_bars.data(worse))
 
 
 def test_the_source_names_device_tokens_and_command():
