@@ -133,6 +133,17 @@ def stream_messages(trace: Trace, tokens_per_message: int) -> list[str]:
     return [*messages, wire.done_message(name, len(messages), 3.5, "done", [])]
 
 
+def server_cost(trace: Trace) -> dict[str, Any]:
+    """What building the views' messages costs the server per token: the whole stream, one token a message."""
+    seconds = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        stream_messages(trace, 1)
+        seconds.append(time.perf_counter() - begun)
+    each = 1000 * statistics.median(seconds) / trace.tokens
+    return {"trace": "synthetic, 32 layers x 512 tokens x 7 linears", "milliseconds_per_token": round(each, 3)}
+
+
 def opened(browser: Browser) -> Page:
     page = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
     page.add_init_script(WATCH)
@@ -214,6 +225,7 @@ def main() -> None:
             # The model loads meanwhile; what is measured afterwards is the page alone.
             opened(browser).context.close()
             result |= measured(browser, arguments.openings)
+            result["server_cost"] = server_cost(synthetic_trace(32, 512))
             result["load_average_after"] = [round(value, 2) for value in os.getloadavg()]
         finally:
             server.terminate()

@@ -25,26 +25,15 @@
       for (let r = 1; r < R; r += step) at.push(r);
       return { tickmode: "array", tickvals: at, ticktext: at.map((r) => (r ? String(r - 1) : "emb.")), dtick: null };
     };
-    const spread = (run) => {
-      let low = Infinity, high = -Infinity;
-      for (let i = 0; i < run.T * run.R; i++) {
-        const v = run.residualMax[i];
-        if (v > 0 && v < low) low = v;
-        if (v > high) high = v;
-      }
-      return [Math.log10(low || 1e-3), Math.log10(high || 1)];
-    };
     const drawMap = () => {
-      const run = mbq.run, { T, R } = run, [low, high] = spread(run);
+      const run = mbq.run, { T, R } = run, scale = mbq.logScale(run.residualMax.subarray(0, T * R), "max |h|");
       rows = Array.from({ length: R }, (_, r) => Float32Array.from({ length: T }, (_, t) => Math.log10(Math.max(run.residualMax[t * R + r], 1e-6))));
-      const ticks = [];
-      for (let p = Math.ceil(low); p <= Math.floor(high); p++) ticks.push(p);
-      mbq.legend(legend, { palette: "heat", low, high, ticks, label: (p) => String(10 ** p >= 1 ? 10 ** p : (10 ** p).toFixed(-p)), unit: "max |h|, logarithmic" });
+      mbq.legend(legend, scale);
       const layout = structuredClone(mbq.config.layouts.magnitude), gap = T * R <= 10000 ? 1 : 0;
       Object.assign(layout, { uirevision: run.id });
       Object.assign(layout.xaxis, { range: [-0.5, Math.max(T, 24) - 0.5], ...mbq.tokenTicks(run, map.clientWidth * 0.9) });
       Object.assign(layout.yaxis, { range: [-0.5, R - 0.5], ...streamTicks(R) });
-      return { data: [{ type: "heatmap", z: rows, zmin: low, zmax: high, colorscale: "mbq:heat", showscale: false, xgap: gap, ygap: gap, hoverinfo: "none" }], layout };
+      return { data: [{ type: "heatmap", z: rows, zmin: scale.low, zmax: scale.high, colorscale: "mbq:heat", showscale: false, xgap: gap, ygap: gap, hoverinfo: "none" }], layout };
     };
     // The three largest values over all tokens and channels of each depth, and the median token's median.
     const topThree = (run) => {

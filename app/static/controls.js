@@ -56,6 +56,11 @@
     say();
   };
 
+  // Gradio runs a typed budget when its field is left; Enter means the same.
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && event.target.matches("#mbq-budget input[type=number]")) event.target.blur();
+  });
+
   document.addEventListener("input", (event) => {
     if (!event.isTrusted || !event.target.closest("#mbq-budget")) return;
     const budget = Number(event.target.value);

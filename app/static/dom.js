@@ -87,4 +87,12 @@
     scale.append(bar, ticks);
     element.replaceChildren(scale, mbq.el("span", "mbq-legend-unit", style.unit));
   };
+  // A logarithmic colour scale of magnitudes: from their tenth part, below which all is alike, to the largest.
+  mbq.logScale = (values, unit) => {
+    const positive = Float32Array.from(values).filter((v) => v > 0 && Number.isFinite(v)).sort();
+    const low = Math.log10(positive[Math.floor(positive.length / 10)] || 1e-3), high = Math.max(Math.log10(positive.at(-1) || 1), low + 0.1);
+    const step = Math.ceil((high - low) / 4), ticks = [];
+    for (let p = Math.ceil(low); p <= Math.floor(high); p += step) ticks.push(p);
+    return { palette: "heat", low, high, ticks, label: (p) => String(10 ** p >= 1 ? 10 ** p : (10 ** p).toFixed(-p)), unit: `${unit}, logarithmic` };
+  };
 })();

@@ -93,6 +93,7 @@
       shown = [];
       focus = 0;
       list.replaceChildren();
+      badge.hidden = !mbq.preview;
       add(0);
       say(paint());
       if (mbq.run.state !== "running") label();

@@ -43,14 +43,7 @@
 
     const C = () => found.channels.length, T = () => found.magnitude.length / found.channels.length;
     const rowsOf = (read) => Array.from({ length: C() }, (_, c) => Float32Array.from({ length: T() }, (_, t) => read(Math.max(found.magnitude[t * C() + c], 1e-6))));
-    const range = () => {
-      let low = Infinity, high = 1e-6;
-      for (const v of found.magnitude) {
-        if (v > high) high = v;
-        if (v > 1e-6 && v < low) low = v;
-      }
-      return [Math.log10(Math.min(low, high)), Math.log10(high)];
-    };
+    const scale = () => mbq.logScale(found.magnitude, "|h|");
     const channelTicks = () => {
       const step = Math.max(1, Math.ceil(C() / 8)), at = [];
       for (let c = 0; c < C(); c += step) at.push(c);
@@ -59,17 +52,17 @@
     const token = (t) => `${t} “${mbq.label(found.texts[t] ?? "")}”`;
     map.mbqNames = { x: (t) => `${t} “${mbq.visible(found.texts[t] ?? "")}”`, y: (c) => `channel ${found.channels[c]}`, value: (v) => 10 ** v };
     const drawMap = () => {
-      const [low, high] = range(), layout = structuredClone(mbq.config.layouts.channels);
+      const { low, high } = scale(), layout = structuredClone(mbq.config.layouts.channels);
       Object.assign(layout.xaxis, { range: [-0.5, T() - 0.5], title: { text: "token position" } });
       Object.assign(layout.yaxis, { range: [-0.5, C() - 0.5], ...channelTicks() });
       const text = Array.from({ length: C() }, (_, c) => Array.from({ length: T() }, (_, t) => `token ${token(t)}<br>channel ${found.channels[c]}: |h| ${mbq.fixed(found.magnitude[t * C() + c])}`));
       return { data: [{ type: "heatmap", z: rowsOf(Math.log10), zmin: low, zmax: high, colorscale: "mbq:heat", showscale: false, text, hovertemplate: "%{text}<extra></extra>" }], layout };
     };
     const drawSpace = () => {
-      const [low, high] = range(), layout = structuredClone(mbq.config.layouts.surface);
+      const { low, high } = scale(), layout = structuredClone(mbq.config.layouts.surface);
       layout.uirevision = "surface";
       Object.assign(layout.scene.yaxis, channelTicks());
-      return { data: [{ type: "surface", z: rowsOf((v) => v), surfacecolor: rowsOf(Math.log10), cmin: low, cmax: high, colorscale: "mbq:heat", showscale: false, hovertemplate: "token %{x}<br>|h| %{z:.3~g}<extra></extra>" }], layout };
+      return { data: [{ type: "surface", z: rowsOf((v) => Math.max(v, 10 ** low)), surfacecolor: rowsOf(Math.log10), cmin: low, cmax: high, colorscale: "mbq:heat", showscale: false, hovertemplate: "token %{x}<br>|h| %{z:.3~g}<extra></extra>" }], layout };
     };
     space.mbqNames = { x: map.mbqNames.x, y: map.mbqNames.y };
     const say = () => {
@@ -80,10 +73,8 @@
     };
     const draw = () => {
       if (!found) return;
-      const [low, high] = range(), ticks = [];
-      for (let p = Math.ceil(low); p <= Math.floor(high); p++) ticks.push(p);
       legend.hidden = false;
-      mbq.legend(legend, { palette: "heat", low, high, ticks, label: (p) => String(10 ** p >= 1 ? 10 ** p : (10 ** p).toFixed(-p)), unit: "|h|, logarithmic" });
+      mbq.legend(legend, scale());
       map.hidden = shape !== "map";
       space.hidden = shape !== "surface";
       say();

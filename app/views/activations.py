@@ -66,7 +66,7 @@ def layouts() -> dict[str, dict]:
     surface["scene"] = {
         "xaxis": spatial | {"title": {"text": "token position"}},
         "yaxis": spatial | {"title": {"text": "channel"}},
-        "zaxis": spatial | {"title": {"text": "|h|"}, "type": "log"},
+        "zaxis": spatial | {"title": {"text": "|h|"}, "type": "log", "dtick": 1},
         "aspectratio": {"x": 1.6, "y": 1.1, "z": 0.7},
         "camera": {"eye": {"x": -1.35, "y": -1.7, "z": 1.0}, "center": {"x": 0, "y": 0, "z": -0.15}},
     }

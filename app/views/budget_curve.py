@@ -166,7 +166,7 @@ def figure(info: CurveData) -> dict:
     base = theme.layout(
         420,
         showlegend=True,
-        legend={"x": 1, "xanchor": "right", "y": 1, "bgcolor": "rgba(0,0,0,0)"},
+        legend={"x": 1, "xanchor": "right", "y": 1, "bgcolor": "mbq:ground"},
         margin={"l": 64, "r": 14, "t": 10, "b": 48},
         xaxis=theme.axis("measured bits per weight, average", range=[1.9, 8.1], dtick=1),
         yaxis=theme.axis("perplexity ÷ full precision", type="log", **_log_axis(ratios)),

@@ -12,10 +12,10 @@ from app.views import theme
 from app.views.budget_curve import SIZE_LIMIT
 
 LABELS = {
-    "calibrated 3, run 4": "calibrated at 3,<br>run at 4 bits",
-    "calibrated 3, outliers at 3": "the same, outlier<br>tokens kept at 3",
-    "calibrated 4, run 4": "calibrated and<br>run at 4 bits",
-    "elastic": "one elastic model<br>at 4.0 bits",
+    "calibrated 3, run 4": "calibrated 3,<br>run at 4",
+    "calibrated 3, outliers at 3": "the same,<br>outliers at 3",
+    "calibrated 4, run 4": "calibrated 4,<br>run at 4",
+    "elastic": "one elastic<br>model at 4.0",
 }
 
 
@@ -84,7 +84,7 @@ def figure(bars: FourBars) -> dict:
     base = theme.layout(
         300,
         margin={"l": 58, "r": 12, "t": 18, "b": 54},
-        xaxis=theme.axis(""),
+        xaxis=theme.axis("", tickangle=0),
         yaxis=theme.axis("perplexity above full precision, %", rangemode="tozero"),
     )
     return {"data": [drawn], "layout": base}

@@ -143,7 +143,16 @@ def test_dragging_previews_and_releasing_runs(open_page):
     page.mouse.up()
     page.wait_for_function(DONE)
     assert page.evaluate("mbq.preview") is None
+    assert not page.locator(".mbq-badge:visible").count()
     assert page.evaluate("mbq.run.meta.requestedBits") > 5
+
+
+def test_a_typed_budget_runs_on_enter(open_page):
+    page = open_page()
+    page.fill("#mbq-budget input[type=number]", "6.5")
+    page.press("#mbq-budget input[type=number]", "Enter")
+    page.wait_for_function(DONE)
+    assert page.evaluate("mbq.run.meta.requestedBits") == 6.5
 
 
 def test_zoom_and_pin_survive_streaming(open_page):
