@@ -116,7 +116,7 @@ class BudgetController:
     """Slow causal correction between chunks: what was under- or overspent is made good over a horizon of tokens."""
 
     def __init__(
-        self, requested: float, config: MobiQuantConfig, horizon_tokens: int = 256, largest_correction: float = 1.0
+        self, requested: float, config: MobiQuantConfig, horizon_tokens: int = 64, largest_correction: float = 1.0
     ) -> None:
         self.requested = validate_budget(requested, config)
         self._range = (float(config.bits(1)), float(config.total_bits))

@@ -190,6 +190,7 @@
     const heat = (run, T, z, style, unit, div) => {
       const layout = axes(structuredClone(mbq.config.layouts.compareMap), run, T, div), gap = div.clientWidth > 7 * T ? 1 : 0;
       const words = run.texts.slice(0, T).map((t) => mbq.label(t));
+      div.mbqNames = { x: (t) => `${t} “${mbq.visible(run.texts[t])}”` };
       return {
         data: [{ type: "heatmap", z, customdata: Array.from(z, () => words), zmin: style.low, zmax: style.high, colorscale: "mbq:" + style.palette, showscale: false, xgap: gap, ygap: gap, hovertemplate: `layer %{y}, token %{x} “%{customdata}”<br>%{z:.2f} ${unit}<extra></extra>` }],
         layout,
