@@ -5,6 +5,8 @@ It knows neither thresholds nor budgets; calibration fits the parameters.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -55,11 +57,20 @@ class MlpRouter(nn.Module):
         self.hidden_bias = nn.Parameter(torch.zeros(hidden))
         self.output = nn.Parameter(torch.zeros(heads * extra, hidden))
         self.base = nn.Parameter(torch.zeros(heads * extra))
+        self._arrays: tuple[np.ndarray, ...] | None = None
+        """Views of the parameters for `_score_one_token`."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._arrays = None  # what moves or changes its type leaves its views behind
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_arrays": None}  # a copy has parameters of its own
 
     def forward(self, x: Float[Tensor, "tokens in_features"]) -> Float[Tensor, "tokens heads extra"]:
         x = x.float()
-        if len(x) == 1 and x.device.type == "cpu" and not self.direction.requires_grad:
-            return self._score_one_token(x)
+        if x.shape[0] == 1 and not x.is_cuda and (arrays := self._arrays or self._take_arrays()):
+            return self._score_one_token(x, arrays)
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-6)
         peak = torch.linalg.vector_norm(x, ord=math.inf, dim=-1, keepdim=True).clamp_min(1e-6)
         sizes = torch.cat([length, peak], dim=-1).log()
@@ -69,16 +80,27 @@ class MlpRouter(nn.Module):
         scores = F.linear(hidden, self.output, self.base)
         return scores.view(-1, self.heads, self.extra).cummin(-1).values
 
-    def _score_one_token(self, x: Float[Tensor, "1 in_features"]) -> Float[Tensor, "1 heads extra"]:
-        """The same in numpy: decoding on a CPU is bound by the overhead of calls, a third of torch's here."""
+    def _take_arrays(self) -> tuple[np.ndarray, ...] | None:
+        """Makes the views, once; not while the parameters are being fitted or are elsewhere."""
+        if self.direction.requires_grad or self.direction.device.type != "cpu":
+            return None
+        size = self.size.numpy()
+        rest = (self.hidden_bias, self.output, self.base)
+        self._arrays = (self.direction.numpy(), size[:, 0], size[:, 1], *(parameter.numpy() for parameter in rest))
+        return self._arrays
+
+    def _score_one_token(
+        self, x: Float[Tensor, "1 in_features"], arrays: tuple[np.ndarray, ...]
+    ) -> Float[Tensor, "1 heads extra"]:
+        """The same in numpy: decoding on a CPU is bound by the overhead of calls, far less than torch's here."""
+        direction, of_length, of_peak, bias, output, base = arrays
         vector = x.detach().numpy()[0]
         length = max(math.sqrt(vector.dot(vector)), 1e-6)
         peak = max(float(vector.max()), -float(vector.min()), 1e-6)
-        size = self.size.numpy()
-        hidden = self.direction.numpy().dot(vector) * (math.sqrt(len(vector)) / length)
-        hidden += size[:, 0] * math.log(length) + size[:, 1] * math.log(peak) + self.hidden_bias.numpy()
+        hidden = direction.dot(vector) * (math.sqrt(vector.shape[0]) / length)
+        hidden += of_length * math.log(length) + of_peak * math.log(peak) + bias
         hidden /= 1 + np.exp(-hidden)
-        scores = self.output.numpy().dot(hidden) + self.base.numpy()
+        scores = output.dot(hidden) + base
         return torch.from_numpy(np.minimum.accumulate(scores.reshape(1, self.heads, self.extra), axis=-1))
 
 

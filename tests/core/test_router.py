@@ -1,5 +1,7 @@
 """Routers: monotone scores, stored parameters, refused parameters."""
 
+import copy
+
 import pytest
 import torch
 
@@ -67,3 +69,14 @@ def test_a_single_token_scores_as_it_does_in_a_batch():
     x = torch.randn(9, 172) * torch.logspace(-3, 3, 9)[:, None]
     alone = torch.cat([router(row[None]) for row in x])
     assert torch.allclose(alone, router(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_copy_and_changed_parameters_score_a_single_token_by_their_own_values():
+    router = _routers()["mlp"].requires_grad_(False)
+    x = torch.randn(1, 172, generator=torch.Generator().manual_seed(2))
+    before = router(x)
+    copied = copy.deepcopy(router)
+    copied.base.add_(1.0)
+    router.to(torch.float64).to(torch.float32).base.sub_(1.0)
+    assert torch.allclose(copied(x), before + 1, atol=1e-5)
+    assert torch.allclose(router(x), before - 1, atol=1e-5)
