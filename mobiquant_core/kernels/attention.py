@@ -12,6 +12,8 @@ from mobiquant_core.kernels.lanes import begin_dependent, wait_for_inputs
 from mobiquant_core.kernels.route import direction_part, write_part
 
 _NONE: tl.constexpr = tl.constexpr(-1e30)
+_BLOCKS: tl.constexpr = tl.constexpr(4)
+"""Blocks of positions that one program takes before a second one helps."""
 
 
 @triton.jit
@@ -43,8 +45,8 @@ def _write_position(p_qkv, p_norm, p_cos, p_k, p_v, i_key, i_value, position, ep
 
 
 @triton.jit
-def _scan(p_k, p_v, b_q1, b_q2, i_split, position, oldest, SIZES: tl.constexpr, TYPE: tl.constexpr):
-    """(best score, sum of weights, weighted values) over every SIZES[4]-th block of positions."""
+def _scan(p_k, p_v, b_q1, b_q2, i_split, splits, position, oldest, SIZES: tl.constexpr, TYPE: tl.constexpr):
+    """(best score, sum of weights, weighted values) over every `splits`-th block of positions."""
     DIM: tl.constexpr = SIZES[0]
     HALF: tl.constexpr = SIZES[0] // 2
     ROWS: tl.constexpr = SIZES[2]
@@ -52,7 +54,7 @@ def _scan(p_k, p_v, b_q1, b_q2, i_split, position, oldest, SIZES: tl.constexpr, 
     b_top = tl.full((ROWS,), _NONE, tl.float32)
     b_total = tl.zeros((ROWS,), tl.float32)
     b_y = tl.zeros((ROWS, DIM), tl.float32)
-    for i in range(oldest // SIZES[3] + i_split, position // SIZES[3] + 1, SIZES[4]):
+    for i in range(oldest // SIZES[3] + i_split, position // SIZES[3] + 1, splits):
         i_position = i * SIZES[3] + i_block
         m_position = (i_position <= position) & (i_position >= oldest)
         o_k = i_position[None, :] * SIZES[0] + i_half[:, None]
@@ -72,27 +74,27 @@ def _scan(p_k, p_v, b_q1, b_q2, i_split, position, oldest, SIZES: tl.constexpr, 
 
 
 @triton.jit
-def _merge(p_sums, p_y, i_head, SIZES: tl.constexpr):
+def _merge(p_sums, p_y, i_head, splits, SIZES: tl.constexpr):
     """Adds up the splits of a key-value head and writes its query heads."""
     DIM: tl.constexpr = SIZES[0]
     ROWS: tl.constexpr = SIZES[2]
-    SPLITS: tl.constexpr = SIZES[4]
-    i_row, i_dim, i_split = tl.arange(0, ROWS), tl.arange(0, DIM), tl.arange(0, SPLITS)
-    p_sums += i_head * SPLITS * ROWS * (DIM + 2)
+    i_row, i_dim, i_split = tl.arange(0, ROWS), tl.arange(0, DIM), tl.arange(0, SIZES[4])
+    p_sums += i_head * SIZES[4] * ROWS * (DIM + 2)
     o_sums = (i_split[:, None] * ROWS + i_row[None, :]) * (DIM + 2)
-    b_top = tl.load(p_sums + o_sums + DIM, cache_modifier=".cg")
+    m_split = (i_split < splits)[:, None]
+    b_top = tl.load(p_sums + o_sums + DIM, mask=m_split, other=_NONE, cache_modifier=".cg")
     b_best = tl.max(b_top, 0)
     b_weight = tl.exp2(b_top - b_best[None, :])
-    b_total = tl.sum(b_weight * tl.load(p_sums + o_sums + DIM + 1, cache_modifier=".cg"), 0)
+    b_total = tl.sum(b_weight * tl.load(p_sums + o_sums + DIM + 1, mask=m_split, other=0.0, cache_modifier=".cg"), 0)
     b_y = tl.zeros((ROWS, DIM), tl.float32)
-    for split in tl.static_range(SPLITS):
+    m_row = (i_row < SIZES[1])[:, None] & (i_dim < DIM)[None, :]
+    for split in range(splits):
         o_row = (split * ROWS + i_row) * (DIM + 2)
         b_scale = tl.exp2(tl.load(p_sums + o_row + DIM, cache_modifier=".cg") - b_best)
-        m_row = (i_row < SIZES[1])[:, None] & (i_dim < DIM)[None, :]
         b_part = tl.load(p_sums + o_row[:, None] + i_dim[None, :], mask=m_row, other=0.0, cache_modifier=".cg")
         b_y += b_scale[:, None] * b_part
     o_y = (i_head * SIZES[1] + i_row)[:, None] * DIM + i_dim[None, :]
-    tl.store(p_y + o_y, b_y / b_total[:, None], mask=(i_row < SIZES[1])[:, None] & (i_dim < DIM)[None, :])
+    tl.store(p_y + o_y, b_y / b_total[:, None], mask=m_row)
 
 
 @triton.jit
@@ -112,17 +114,19 @@ def _prepare_output(p_y, p_direction, p_x, p_m, p_part, i_head, kv_heads, SIZES:
 
 
 @triton.jit
-def attention_kernel(
-    p_qkv, p_k, p_v, p_cos, p_qnorm, p_knorm, p_position, p_sums, p_count, p_y, p_direction, p_x, p_m, p_part,
-    heads, kv_heads, room, SIZES: tl.constexpr, FLAGS: tl.constexpr,
+def splits_for(position, SIZES: tl.constexpr):
+    """How many programs share a key-value head's positions: adding up costs more than a few blocks do."""
+    oldest = tl.maximum(position - SIZES[5] + 1, 0)
+    return tl.minimum(tl.cdiv(position // SIZES[3] - oldest // SIZES[3] + 1, _BLOCKS), SIZES[4])
+
+
+@triton.jit
+def attend(
+    p_qkv, p_k, p_v, p_cos, p_qnorm, p_knorm, p_sums, p_count, p_y, p_direction, p_x, p_m, p_part,
+    heads, kv_heads, room, position, i_head, i_split, splits, SIZES: tl.constexpr, FLAGS: tl.constexpr,
 ):  # fmt: skip
-    """SIZES: (head dim, query heads per key-value head, the same padded, positions per block, splits, window).
-    FLAGS: (PDL, fp32 products, router's hidden size or 0 to leave the output raw, score scale, norm eps)."""
+    """One split of one key-value head, and its end by whichever split comes last; constants as in attention_kernel."""
     HALF: tl.constexpr = SIZES[0] // 2
-    begin_dependent(FLAGS[0])
-    wait_for_inputs(FLAGS[0])
-    i_head, i_split = tl.program_id(0), tl.program_id(1)
-    position = tl.load(p_position)
     p_cos += position * SIZES[0]
     p_k += i_head.to(tl.int64) * room * SIZES[0]
     p_v += i_head.to(tl.int64) * room * SIZES[0]
@@ -130,20 +134,43 @@ def attention_kernel(
     i_query = i_head * SIZES[1] + tl.minimum(i_row, SIZES[1] - 1)
     b_q1, b_q2 = _rotated(p_qkv, p_qnorm, p_cos, i_query, tl.arange(0, HALF), FLAGS[4], HALF)
     oldest = tl.maximum(position - SIZES[5] + 1, 0)
-    if (position // SIZES[3] - oldest // SIZES[3]) % SIZES[4] == i_split:
+    if (position // SIZES[3] - oldest // SIZES[3]) % splits == i_split:
         # The program that owns the newest position writes it before it reads the block.
         i_value = heads + kv_heads + i_head
         _write_position(p_qkv, p_knorm, p_cos, p_k, p_v, heads + i_head, i_value, position, FLAGS[4], HALF)
     TYPE: tl.constexpr = tl.float32 if FLAGS[1] else p_k.dtype.element_ty
     b_q1, b_q2 = (b_q1 * FLAGS[3]).to(TYPE), (b_q2 * FLAGS[3]).to(TYPE)
-    b_top, b_total, b_y = _scan(p_k, p_v, b_q1, b_q2, i_split, position, oldest, SIZES, TYPE)
-    o_sums = ((i_head * SIZES[4] + i_split) * SIZES[2] + i_row) * (SIZES[0] + 2)
-    tl.store(p_sums + o_sums[:, None] + tl.arange(0, SIZES[0])[None, :], b_y, mask=(i_row < SIZES[1])[:, None])
-    tl.store(p_sums + o_sums + SIZES[0], b_top)
-    tl.store(p_sums + o_sums + SIZES[0] + 1, b_total)
-    tl.debug_barrier()
-    if tl.atomic_add(p_count + i_head, 1) == SIZES[4] - 1:
-        tl.store(p_count + i_head, 0)
-        _merge(p_sums, p_y, i_head, SIZES)
+    b_top, b_total, b_y = _scan(p_k, p_v, b_q1, b_q2, i_split, splits, position, oldest, SIZES, TYPE)
+    last = splits == 1
+    if last:
+        o_y = i_query[:, None] * SIZES[0] + tl.arange(0, SIZES[0])[None, :]
+        tl.store(p_y + o_y, b_y / b_total[:, None], mask=(i_row < SIZES[1])[:, None])
+    else:
+        o_sums = ((i_head * SIZES[4] + i_split) * SIZES[2] + i_row) * (SIZES[0] + 2)
+        tl.store(p_sums + o_sums[:, None] + tl.arange(0, SIZES[0])[None, :], b_y, mask=(i_row < SIZES[1])[:, None])
+        tl.store(p_sums + o_sums + SIZES[0], b_top)
+        tl.store(p_sums + o_sums + SIZES[0] + 1, b_total)
+        tl.debug_barrier()
+        last = tl.atomic_add(p_count + i_head, 1) == splits - 1
+        if last:
+            tl.store(p_count + i_head, 0)
+            _merge(p_sums, p_y, i_head, splits, SIZES)
+    if last:
         if FLAGS[2] > 0:
             _prepare_output(p_y, p_direction, p_x, p_m, p_part, i_head, kv_heads, SIZES, FLAGS[2])
+
+
+@triton.jit
+def attention_kernel(
+    p_qkv, p_k, p_v, p_cos, p_qnorm, p_knorm, p_position, p_sums, p_count, p_y, p_direction, p_x, p_m, p_part,
+    heads, kv_heads, room, SIZES: tl.constexpr, FLAGS: tl.constexpr,
+):  # fmt: skip
+    """SIZES: (head dim, query heads per key-value head, the same padded, positions per block, splits, window).
+    FLAGS: (PDL, fp32 products, router's hidden size or 0 to leave the output raw, score scale, norm eps)."""
+    begin_dependent(FLAGS[0])
+    wait_for_inputs(FLAGS[0])
+    position = tl.load(p_position)
+    splits = splits_for(position, SIZES)
+    if tl.program_id(1) < splits:
+        attend(p_qkv, p_k, p_v, p_cos, p_qnorm, p_knorm, p_sums, p_count, p_y, p_direction, p_x, p_m, p_part,
+               heads, kv_heads, room, position, tl.program_id(0), tl.program_id(1), splits, SIZES, FLAGS)  # fmt: skip
