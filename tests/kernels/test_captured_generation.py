@@ -53,7 +53,9 @@ def _mixed_planes(x, packed, depths, bias=None, shift=None, gain=None) -> torch.
 
 
 @pytest.fixture
-def engine_of(tokenizer, device: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], PreTrainedModel]], Engine]:
+def engine_of(
+    tokenizer, device: str, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Callable[[], PreTrainedModel]], Engine]:
     if device == "cpu":
         # The modules multiply by the definition: interpreted kernels take seconds.
         monkeypatch.setattr(dispatch, "mixed_planes", _mixed_planes)
