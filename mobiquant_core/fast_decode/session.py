@@ -65,7 +65,7 @@ class Session:
         self.broken = False
         """Whether the device failed under it; its buffers can then hold anything."""
         with torch.cuda.device_of(self._report):
-            self._replay = replayable(self._run, (buffers.token, buffers.position))
+            self.replay = replayable(self._run, (buffers.token, buffers.position))
 
     @property
     def room(self) -> int:
@@ -84,7 +84,7 @@ class Session:
         with self._running():
             scores = self._decide(plan)
             self.step.buffers.token.fill_(token)
-            self._replay()
+            self.replay()
             self._host.copy_(self._report, non_blocking=True)
             meanwhile()
             if self._device.type == "cuda":
@@ -100,7 +100,7 @@ class Session:
                 self._plan = plan
             return None
         scores = plan.policy.position_scores(torch.tensor([self.position]))[0]  # type: ignore[union-attr]
-        self._decoder.set_budget(plan.thresholds, 1 + (scores > plan.thresholds[:, None]).sum(-1))
+        self._decoder.set_budget(plan.thresholds, 1 + (scores > plan.thresholds.cpu()[:, None]).sum(-1))
         return scores.float().numpy()
 
     def _run(self) -> None:

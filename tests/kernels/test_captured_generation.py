@@ -221,7 +221,7 @@ def test_a_device_that_fails_is_one_line_and_the_next_run_does_without(engine_of
 
     def build(quantized: QuantizedModel, room: int) -> Session:
         session = build_session(quantized, room)
-        session._replay = fail
+        session.replay = fail
         return session
 
     engine.lender = Lender(engine.quantized, 64, build)
@@ -261,16 +261,26 @@ def test_the_bundled_model_on_a_gpu() -> None:
     engine.lender.problem = "switched off"
     expected = list(engine.generate(ids, **asked))
     engine.lender.problem = ""
-    assert all(step.captured for step in captured[1:]) and len(captured) == len(expected) == 33
-    # The modules round to 16 bits between layers, the step does not: late tokens may part, the first ones must not.
-    same = [a.columns.token_ids == b.columns.token_ids for a, b in zip(captured, expected, strict=True)]
-    assert all(same[:9]), same
-    for one, other in zip(captured[1:9], expected[1:9], strict=True):
-        assert (one.columns.depths != other.columns.depths).mean() < 0.05
-        np.testing.assert_allclose(one.columns.scores, other.columns.scores, atol=0.3)
-        np.testing.assert_allclose(one.columns.residual_max, other.columns.residual_max, rtol=0.05)
-        np.testing.assert_allclose(one.columns.residual_median, other.columns.residual_median, rtol=0.05)
-        np.testing.assert_allclose(one.columns.loss, other.columns.loss, atol=0.1)
+    assert len(captured) > 8 and all(step.captured for step in captured[1:])
+    assert len(expected) > 8 and not any(step.captured for step in expected)
+    # The modules round to 16 bits between layers, the step does not: two runs may part where two tokens are as likely.
+    pairs = list(zip(captured, expected, strict=False))
+    same = [one.columns.token_ids == other.columns.token_ids for one, other in pairs]
+    apart = same.index(False) if False in same else len(same)
+    if apart < len(same):
+        likeliest = expected[apart - 1].columns.top_probabilities[0]
+        assert likeliest[0] - likeliest[1] < 0.05, (apart, likeliest)
+    for one, other in pairs[1:apart]:
+        found, wanted = one.columns, other.columns
+        assert (found.depths != wanted.depths).mean() < 0.1
+        assert np.median(abs(found.scores - wanted.scores)) < 0.05
+        np.testing.assert_array_equal(found.thresholds.shape, wanted.thresholds.shape)
+        np.testing.assert_allclose(found.residual_max, wanted.residual_max, rtol=0.1)
+        np.testing.assert_allclose(found.residual_median, wanted.residual_median, rtol=0.1)
+        np.testing.assert_allclose(found.loss, wanted.loss, atol=0.3)
+        # Exact within the captured run itself.
+        above = (found.scores > np.broadcast_to(found.thresholds, found.depths.shape)[..., None]).sum(-1)
+        np.testing.assert_array_equal(found.depths, 1 + above)
     cancel, steps = threading.Event(), []
     for step in engine.generate(ids, cancel=cancel, **asked):
         steps.append(step)
