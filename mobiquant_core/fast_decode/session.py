@@ -137,5 +137,5 @@ class Session:
             self.broken = True
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise KernelError(
-                f"The fast decode step failed: {reason}. Generate again; it decodes without it."
+                f"The fast decode step failed: {reason}. Generate again; if that fails as well, load the model again."
             ) from error
