@@ -136,5 +136,7 @@ class EngineSlot:
     def _warm(engine: Any) -> str:
         """One short run, so that caches and kernels are ready; returns which path computed it."""
         ids = engine.encode("Once upon a time")
+        for _ in engine.generate(ids, budget=4.0, policy="router", max_new_tokens=2):
+            pass  # a GPU compiles and captures its decode step here
         trace = engine.analyze(ids, budget=4.0, policy="router")
         return trace.machine.get("path", "reference")

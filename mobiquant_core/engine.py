@@ -7,47 +7,30 @@ requests with different budgets share it. It draws nothing and reads no files.
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mobiquant_core.analysis import ErrorProbe, ProbedPass, ReferenceComparison
+from mobiquant_core.analysis import ErrorProbe, ReferenceComparison
 from mobiquant_core.budget import THRESHOLD_MODES, BudgetController, validate_budget
 from mobiquant_core.convert import QuantizedModel
-from mobiquant_core.decode import PREFILL_CHUNK, DecodeState, decode_one_token, prefill, sample
+from mobiquant_core.decode import PREFILL_CHUNK, sample
 from mobiquant_core.errors import BudgetError, Cancelled, PromptError
+from mobiquant_core.fast_decode.lending import Lender
 from mobiquant_core.machine import describe_machine
 from mobiquant_core.policies import POLICIES
-from mobiquant_core.recording import (
-    ResidualRecorder,
-    install_residual_hooks,
-    join_columns,
-    recording,
-    token_losses,
-    top_predictions,
-)
-from mobiquant_core.routing import Recorder, RoutingPlan
+from mobiquant_core.recording import install_residual_hooks, join_columns
+from mobiquant_core.routing import RoutingPlan
+from mobiquant_core.run import Run, to_numpy
 from mobiquant_core.token_text import TextStream, TokenTexts
-from mobiquant_core.trace import Columns, RunSettings, Step, Timing, Trace, average_bits
+from mobiquant_core.trace import RunSettings, Step, Timing, Trace
 
 _DEFAULT_CONTEXT = 2048
 _CORRECTION_STEPS_PER_BIT = 20
 """Corrected budgets are rounded to 0.05 bits, so that each needs its thresholds solved only once."""
 _MOST_PLANS = 512
-
-
-@dataclass
-class _Run:
-    """One sequence under way in the quantized model."""
-
-    state: DecodeState
-    texts: TextStream
-    previous: Tensor | None = None
-    bits: float = 0.0
-    """Average bits so far, over all tokens of the run."""
 
 
 class Engine:
@@ -69,6 +52,7 @@ class Engine:
         self.device = next(quantized.model.parameters()).device
         config = quantized.model.config
         self.context_length = int(getattr(config, "max_position_embeddings", None) or _DEFAULT_CONTEXT)
+        self.lender = Lender(quantized, self.context_length)
         install_residual_hooks(list(quantized.model.get_submodule(quantized.architecture.layers).children()))
 
     def encode(self, text: str) -> list[int]:
@@ -171,13 +155,13 @@ class Engine:
         plan = self._plan(budget, policy, mode)
         probe = ErrorProbe(self.quantized) if errors else None
         compare = ReferenceComparison(self.reference_model()) if reference else None
-        run = self._new_run()
+        run = Run(self.quantized, self.token_texts)
         parts = []
         for start in range(0, len(ids), PREFILL_CHUNK):
             if cancel is not None and cancel.is_set():
                 raise Cancelled("The analysis was stopped.")
             chunk = ids[start : start + PREFILL_CHUNK]
-            columns, logits = self._process(run, chunk, plan, probe)
+            columns, logits = run.process(chunk, plan, probe)
             if compare is not None:
                 columns.reference_loss, columns.reference_kl = compare.chunk(chunk, logits)
             parts.append(columns)
@@ -195,17 +179,18 @@ class Engine:
         table = self.quantized.thresholds(settings.policy)
         plan = self.quantized.plan(settings.requested_bits, settings.policy, settings.threshold_mode)
         prompt, *decoded = steps
+        captured = any(step.captured for step in decoded)
         return Trace(
             settings=settings,
             linears=list(self.quantized.linear_infos),
             bits_by_depth=self.quantized.config.bits_by_depth,
-            thresholds=_to_numpy(plan.thresholds),
-            budget_grid=_to_numpy(table.budget_grid),
-            threshold_grid=_to_numpy(table.global_thresholds),
+            thresholds=to_numpy(plan.thresholds),
+            budget_grid=to_numpy(table.budget_grid),
+            threshold_grid=to_numpy(table.global_thresholds),
             prompt_tokens=len(prompt.columns.token_ids),
             columns=join_columns([step.columns for step in steps]),
             timing=Timing(prompt.seconds, [step.seconds for step in decoded]),
-            machine=describe_machine(self.device),
+            machine=describe_machine(self.device) | ({"decode": "captured graph"} if captured else {}),
         )
 
     def reference_model(self) -> nn.Module:
@@ -220,67 +205,34 @@ class Engine:
     def _steps(
         self, ids: list[int], budget: float, policy: str, mode: str, new_tokens: int, draw: Any, cancel: threading.Event
     ) -> Iterator[Step]:
-        run = self._new_run()
-        started = time.perf_counter()
-        plan = self._plan(budget, policy, mode)
-        parts = []
-        for start in range(0, len(ids), PREFILL_CHUNK):
-            if cancel.is_set():
-                return
-            parts.append(self._process(run, ids[start : start + PREFILL_CHUNK], plan)[0])
-        yield Step("prefill", 0, join_columns(parts), time.perf_counter() - started, run.bits)
-        controller = BudgetController(budget, self.quantized.config)
-        controller.observe(run.bits, run.state.position)
-        for _ in range(new_tokens):
-            if cancel.is_set():
-                return
+        if cancel.is_set():
+            return
+        lent = self.lender.lend(self.quantized.policy(policy), len(ids) + new_tokens) if new_tokens else nullcontext()
+        # A step that had to be made first is no part of the run's own time.
+        with lent as session:
+            run = Run(self.quantized, self.token_texts, session)
             started = time.perf_counter()
-            token = draw(run.previous)
-            if token == self.tokenizer.eos_token_id:
-                return
-            before = run.bits * run.state.position
-            plan = self._plan(_rounded(controller.effective, budget), policy, mode)
-            columns, _ = self._process(run, [token], plan)
-            controller.observe(run.bits * run.state.position - before, 1)
-            yield Step("decode", run.state.position - 1, columns, time.perf_counter() - started, run.bits)
-
-    def _process(
-        self, run: _Run, ids: list[int], plan: RoutingPlan, probe: ErrorProbe | None = None
-    ) -> tuple[Columns, Tensor]:
-        """One forward over `ids` after what `run` holds: their columns and the predictions made from them."""
-        quantized, position = self.quantized, run.state.position
-        recorder, residual = Recorder(), ResidualRecorder()
-        if probe is None:
-            routing_pass = quantized.routing_pass(plan, position, recorder)
-        else:
-            routing_pass = ProbedPass(quantized, plan, position, recorder, probe)
-        with recording(residual), routing_pass:
-            if len(ids) == 1:
-                logits = decode_one_token(quantized.model, run.state, ids[0])
-            else:
-                logits = prefill(quantized.model, run.state, ids)
-        depths, scores = recorder.arrays()
-        residual_max, residual_top3, residual_median = residual.statistics()
-        top_ids, top_probabilities = top_predictions(logits)
-        columns = Columns(
-            token_ids=list(ids),
-            token_texts=run.texts.push_all(ids),
-            depths=depths,
-            scores=scores,
-            residual_max=residual_max,
-            residual_top3=residual_top3,
-            residual_median=residual_median,
-            top_ids=top_ids,
-            top_texts=[[self.token_texts.single(int(token)) for token in row] for row in top_ids],
-            top_probabilities=top_probabilities,
-            loss=token_losses(run.previous, logits, ids),
-            errors=None if probe is None else probe.take(),
-            thresholds=_thresholds_of(plan, len(ids)),
-        )
-        bits = average_bits(depths, quantized.linear_infos, quantized.config.bits_by_depth)
-        run.bits = (run.bits * position + bits * len(ids)) / run.state.position
-        run.previous = logits[-1]
-        return columns, logits
+            plan = self._plan(budget, policy, mode)
+            parts = []
+            for start in range(0, len(ids), PREFILL_CHUNK):
+                if cancel.is_set():
+                    return
+                parts.append(run.process(ids[start : start + PREFILL_CHUNK], plan)[0])
+            yield Step("prefill", 0, join_columns(parts), time.perf_counter() - started, run.bits)
+            controller = BudgetController(budget, self.quantized.config)
+            controller.observe(run.bits, run.position)
+            for _ in range(new_tokens):
+                if cancel.is_set():
+                    return
+                started = time.perf_counter()
+                token = draw(run.previous)
+                if token == self.tokenizer.eos_token_id:
+                    return
+                before = run.bits * run.position
+                columns = run.decode(token, self._plan(_rounded(controller.effective, budget), policy, mode))
+                controller.observe(run.bits * run.position - before, 1)
+                seconds = time.perf_counter() - started
+                yield Step("decode", run.position - 1, columns, seconds, run.bits, session is not None)
 
     def _plan(self, budget: float, policy: str, mode: str) -> RoutingPlan:
         """The plan of a budget; solving for thresholds takes longer than a decode step, so plans are kept."""
@@ -291,9 +243,6 @@ class Engine:
                 self._plans.clear()
             plan = self._plans[key] = self.quantized.plan(budget, policy, mode)
         return plan
-
-    def _new_run(self) -> _Run:
-        return _Run(DecodeState(), TextStream(self.token_texts))
 
     def _checked_ids(self, ids: list[int]) -> list[int]:
         vocabulary = self.quantized.model.config.vocab_size
@@ -321,13 +270,3 @@ def _rounded(corrected: float, requested: float) -> float:
     if abs(corrected - requested) < 0.5 / _CORRECTION_STEPS_PER_BIT:
         return requested
     return round(corrected * _CORRECTION_STEPS_PER_BIT) / _CORRECTION_STEPS_PER_BIT
-
-
-def _thresholds_of(plan: RoutingPlan, tokens: int) -> np.ndarray:
-    """float32 [1 or linears, tokens]: the plan's thresholds, once for every token it was made for."""
-    thresholds = _to_numpy(plan.thresholds)
-    return np.repeat((thresholds[:1] if plan.mode == "global" else thresholds)[:, None], tokens, axis=1)
-
-
-def _to_numpy(values: Any) -> np.ndarray:
-    return torch.as_tensor(values).detach().float().cpu().numpy()

@@ -105,7 +105,7 @@ class Trace:
     columns: Columns
     timing: Timing
     machine: dict[str, str]
-    """Device name, versions, date; `path` is 'reference' or 'kernels'."""
+    """Device name, versions, date; `path` is 'reference' or 'kernels', `decode` says so where a graph decoded."""
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -130,6 +130,8 @@ class Step:
     seconds: float
     measured_bits: float
     """Average bits over all tokens of the run so far."""
+    captured: bool = False
+    """Whether a captured decode step made it, not the model's modules."""
 
 
 def bits_of(depths: np.ndarray, bits_by_depth: tuple[int, ...]) -> np.ndarray:

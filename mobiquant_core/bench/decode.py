@@ -19,15 +19,15 @@ BUDGETS = (2.0, 3.0, 4.0, 6.0, 8.0)
 
 def step_microseconds(decoder: Decoder, repeats: int = 24) -> float:
     """Median time of one step, replayed back to back at growing positions."""
-    graph = decoder._graph(False)
+    replay = decoder.replay(False)
     decoder.step.buffers.position.fill_(PROMPT)
     for _ in range(3):
-        graph.replay()
+        replay()
     times = []
     for _ in range(repeats):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
-        graph.replay()
+        replay()
         end.record()
         torch.cuda.synchronize()
         times.append(start.elapsed_time(end) * 1e3)

@@ -5,7 +5,7 @@ Budgets are numbers in device memory, so a change of budget is a small copy. It 
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,10 +37,10 @@ class Decoder:
 
     def __init__(self, step: Step) -> None:
         self.step = step
-        self._graphs: dict[bool, torch.cuda.CUDAGraph] = {}
-        linears = step.buffers.record.shape[0]
-        self._tokens = torch.zeros(2, dtype=torch.int64, pin_memory=True)
-        self._records = torch.zeros(2, linears, 4, pin_memory=True)
+        self._replays: dict[bool, Callable[[], None]] = {}
+        linears, on_gpu = step.buffers.record.shape[0], step.buffers.record.is_cuda
+        self._tokens = torch.zeros(2, dtype=torch.int64, pin_memory=on_gpu)
+        self._records = torch.zeros(2, linears, 4, pin_memory=on_gpu)
 
     def begin(
         self,
@@ -49,7 +49,10 @@ class Decoder:
         keys: Sequence[Float[Tensor, "kv_heads positions head_dim"]] = (),
         values: Sequence[Float[Tensor, "kv_heads positions head_dim"]] = (),
     ) -> None:
-        """Start from `token` at `position`, after the keys and values of all positions before it."""
+        """Start from `token` at `position`, after the keys and values of the positions right before it.
+
+        A cache with a sliding window hands over no more than the window reaches.
+        """
         buffers = self.step.buffers
         if position >= self.step.room:
             raise KernelError(
@@ -57,18 +60,20 @@ class Decoder:
                 "Shorten it, or make the decoder with more room."
             )
         for layer, (key, value) in enumerate(zip(keys, values, strict=True)):
-            buffers.keys[layer, :, :position] = key
-            buffers.values[layer, :, :position] = value
+            held = slice(position - key.shape[-2], position)
+            buffers.keys[layer, :, held] = key
+            buffers.values[layer, :, held] = value
         buffers.token.fill_(token)
         buffers.position.fill_(position)
 
     def set_budget(self, thresholds: Float[Tensor, " linears"], depths: Tensor | None = None) -> None:
         """Thresholds for the router's scores; `depths` (0: the router decides) fixes linears for other policies."""
-        control = torch.zeros_like(self.step.buffers.control)
-        control[:, 0] = thresholds.to(control.device)
+        control = torch.zeros(self.step.buffers.control.shape)
+        control[:, 0] = thresholds
         if depths is not None:
-            control[:, 1] = depths.to(control)
-        self.step.buffers.control.copy_(control)
+            control[:, 1] = depths
+        # From pageable memory the driver takes its own copy of so few bytes before it returns: nothing waits.
+        self.step.buffers.control.copy_(control, non_blocking=True)
 
     def set_sampling(self, temperature: float, top_k: int, seed: int) -> None:
         buffers = self.step.buffers
@@ -79,14 +84,14 @@ class Decoder:
         self, count: int, *, draw: bool = False, cancel: threading.Event | None = None
     ) -> Iterator[DecodedToken]:
         """Up to `count` tokens; a cancel ends it after the token under way."""
-        graph = self._graph(draw)
+        replay = self.replay(draw)
         position = int(self.step.buffers.position)
         count = min(count, self.step.room - position)
         events: list[torch.cuda.Event] = []
         started = time.perf_counter()
         for index in range(count + 1):
             if index < count and not (cancel is not None and cancel.is_set()):
-                graph.replay()
+                replay()
                 slot = index % 2
                 self._tokens[slot : slot + 1].copy_(self.step.buffers.token, non_blocking=True)
                 self._records[slot].copy_(self.step.buffers.record, non_blocking=True)
@@ -114,21 +119,29 @@ class Decoder:
             seconds=seconds,
         )
 
-    def _graph(self, draw: bool) -> torch.cuda.CUDAGraph:
+    def replay(self, draw: bool) -> Callable[[], None]:
         """The captured step; the sequence in the buffers is left as it was."""
-        if draw not in self._graphs:
+        if draw not in self._replays:
             buffers = self.step.buffers
-            kept = [tensor.clone() for tensor in (buffers.token, buffers.position)]
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                # Compiling must be over before the capture; the position written here is written again later.
-                self.step.run(draw)
-            torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=stream):
-                self.step.run(draw)
-            buffers.token.copy_(kept[0])
-            buffers.position.copy_(kept[1])
-            self._graphs[draw] = graph
-        return self._graphs[draw]
+            self._replays[draw] = replayable(lambda: self.step.run(draw), (buffers.token, buffers.position))
+        return self._replays[draw]
+
+
+def replayable(run: Callable[[], None], kept: Sequence[Tensor]) -> Callable[[], None]:
+    """`run` as one launch: captured on a GPU, itself elsewhere. `kept` keep their values over the capture."""
+    if not kept[0].is_cuda:
+        return run
+    before = [tensor.clone() for tensor in kept]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        # Compiling must be over before the capture; the position written here is written again later.
+        run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    # Other threads may go on allocating meanwhile: a model that is being loaded, say.
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        run()
+    for tensor, value in zip(kept, before, strict=True):
+        tensor.copy_(value)
+    return graph.replay

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mobiquant_core.convert import QuantizedModel
 from mobiquant_core.errors import KernelError
+from mobiquant_core.fast_decode.step import MOST_HIDDEN
 from mobiquant_core.fast_decode.weights import (
     LayerWeights,
     RouterWeights,
@@ -25,6 +26,8 @@ from mobiquant_core.routing import RuntimeSite
 
 _SITES = 4
 _MODELS = ("llama", "mistral", "qwen2", "qwen3")
+_HEAD_DIMS = (32, 64, 128, 256)
+_ROTARY = ("default", "linear", "llama3", "yarn")
 
 
 def step_weights(quantized: QuantizedModel, room: int) -> StepWeights:
@@ -33,7 +36,7 @@ def step_weights(quantized: QuantizedModel, room: int) -> StepWeights:
     if reason:
         raise KernelError(f"The fast decode step cannot run this model: {reason}. It decodes through its modules.")
     model, settings = quantized.model, quantized.model.config
-    shape = _shape(quantized)
+    shape = step_shape(quantized)
     body = model.get_submodule("model")
     layers = tuple(
         _layer(block, quantized.sites[_SITES * index : _SITES * index + _SITES])
@@ -60,14 +63,25 @@ def why_not(quantized: QuantizedModel) -> str:
         return f"its slices {quantized.config.slice_bits} in groups of {quantized.config.group_size} have no kernels"
     if settings.hidden_act != "silu":
         return f"its activation is {settings.hidden_act}, not silu"
-    if any(site.router is not None and not isinstance(site.router, MlpRouter) for site in quantized.sites):
+    routers = [site.router for site in quantized.sites if site.router is not None]
+    if any(not isinstance(router, MlpRouter) for router in routers):
         return "its routers are no perceptrons"
+    if any(router.get_parameter("direction").shape[0] > MOST_HIDDEN for router in routers):
+        return f"its routers have more than {MOST_HIDDEN} hidden numbers"
+    if step_shape(quantized).head_dim not in _HEAD_DIMS:
+        return f"its heads have a size that is none of {_HEAD_DIMS}"
+    if len(set(getattr(settings, "layer_types", None) or ())) > 1:
+        return "only some of its layers have a sliding window"
+    rotary = (getattr(settings, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rotary not in _ROTARY:
+        return f"its rotary angles ({rotary}) depend on the length of the text"
     if any(linear.out_features % 16 for site in quantized.sites for linear in site.linears[:-1]):
         return "a fused projection has a number of rows that is no multiple of 16"
     return ""
 
 
-def _shape(quantized: QuantizedModel) -> StepShape:
+def step_shape(quantized: QuantizedModel) -> StepShape:
+    """The model's numbers, from its settings."""
     settings = quantized.model.config
     head_dim = getattr(settings, "head_dim", None) or settings.hidden_size // settings.num_attention_heads
     window = getattr(settings, "sliding_window", None)

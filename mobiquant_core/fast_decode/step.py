@@ -7,6 +7,7 @@ every product finds its depth itself. It does not know text, sampling settings o
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from mobiquant_core.fast_decode.weights import LayerWeights, SiteWeights, StepWeights
@@ -17,7 +18,7 @@ from mobiquant_core.kernels.step_launches import MODE_AS_IT_IS, MODE_GATE, MODE_
 from mobiquant_core.kernels.tuning import Tuning
 from mobiquant_core.packing import PackedWeight
 
-_MOST_HIDDEN = 64
+MOST_HIDDEN = 64
 _LINEARS = 7
 
 
@@ -47,9 +48,13 @@ class Buffers:
     history: Tensor
     settings: Tensor
     seed: Tensor
+    residuals: Tensor | None = None
+    """[layers + 1, hidden]: the residual stream before layer 0 and after each layer, where it is recorded."""
 
     @classmethod
-    def empty(cls, weights: StepWeights, sizes: AttentionSizes, room: int, dtype: torch.dtype) -> "Buffers":
+    def empty(
+        cls, weights: StepWeights, sizes: AttentionSizes, room: int, dtype: torch.dtype, record_residuals: bool = False
+    ) -> "Buffers":
         shape, device = weights.shape, weights.embedding.device
 
         def zeros(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -68,7 +73,7 @@ class Buffers:
             dense={width: zeros(1, width, dtype=dtype) for width in widths},
             keys=zeros(*kv, dtype=dtype),
             values=zeros(*kv, dtype=dtype),
-            parts=zeros(step_launches.MOST_PARTS * 2 * _MOST_HIDDEN),
+            parts=zeros(step_launches.MOST_PARTS * 2 * MOST_HIDDEN),
             attention_sums=zeros(sizes.sums),
             attention_counts=zeros(shape.kv_heads, dtype=torch.int32),
             control=zeros(_LINEARS * shape.layers, 4),
@@ -78,6 +83,7 @@ class Buffers:
             history=zeros(room + 1, dtype=torch.int64),
             settings=step_launches.float_settings(1.0, 50).to(device),
             seed=zeros(1, dtype=torch.int64),
+            residuals=zeros(shape.layers + 1, shape.hidden) if record_residuals else None,
         )
 
 
@@ -96,6 +102,7 @@ class Step:
         dependent: bool = True,
         asm: bool = True,
         tuning: dict[tuple[int, int], Tuning] | None = None,
+        record_residuals: bool = False,
     ) -> None:
         shape = weights.shape
         self.weights, self.shape, self.room = weights, shape, room
@@ -103,22 +110,31 @@ class Step:
         overlap = torch.cuda.is_available() and torch.cuda.get_device_capability(weights.embedding.device) >= (9, 0)
         self.dependent, self.asm, self.tuning = dependent and overlap, asm, tuning or {}
         self.sizes = AttentionSizes(shape.heads, shape.kv_heads, shape.head_dim, shape.window, shape.norm_eps)
-        self.buffers = Buffers.empty(weights, self.sizes, room, dtype)
+        self.buffers = Buffers.empty(weights, self.sizes, room, dtype, record_residuals)
 
     def run(self, draw: bool) -> None:
         """From buffers.token at buffers.position to the next token; `draw` samples instead of taking the best."""
+        self.draw(self.forward(), draw)
+
+    def forward(self) -> Float[Tensor, " vocabulary"]:
+        """The prediction made from buffers.token at buffers.position; both stay as they are."""
         b = self.buffers
         step_launches.embed(self.weights.embedding, b.token, b.hidden)
+        self._record_residual(0)
         for index, layer in enumerate(self.weights.layers):
             self._layer(index, layer)
+            self._record_residual(index + 1)
         x = self._dense_input(b.hidden, self.weights.final_norm, self.shape.hidden, MODE_NORM)
-        logits = torch.nn.functional.linear(x, self.weights.head).view(-1)
-        self.draw(logits, draw)
+        return torch.nn.functional.linear(x, self.weights.head).view(-1)
 
     def draw(self, logits: Tensor, sample: bool) -> None:
         """The next token out of logits."""
         b = self.buffers
         step_launches.draw_token(logits, b.token, b.position, b.history, b.settings, b.seed, sample=sample)
+
+    def _record_residual(self, row: int) -> None:
+        if self.buffers.residuals is not None:
+            self.buffers.residuals[row].copy_(self.buffers.hidden[0])
 
     def _layer(self, index: int, layer: LayerWeights) -> None:
         b, shape = self.buffers, self.shape

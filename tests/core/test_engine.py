@@ -198,6 +198,8 @@ def test_sampling_refuses_what_is_no_number_and_honours_top_k():
     generator = torch.Generator().manual_seed(0)
     with pytest.raises(CheckpointError, match="finite"):
         sample(torch.tensor([0.0, float("nan")]), temperature=1, top_k=0, generator=generator)
+    huge = torch.tensor([3e38, 3e38, 0.0])  # their sum overflows, they do not
+    assert sample(huge, temperature=0, top_k=0, generator=generator) == 0
     logits = torch.tensor([0.0, 5.0, 4.0, -3.0])
     drawn = {sample(logits, temperature=2.0, top_k=2, generator=generator) for _ in range(60)}
     assert drawn == {1, 2}
