@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from mobiquant_core.budget import QUANTILES
 from mobiquant_core.errors import BudgetError
-from mobiquant_core.router import log_gain
+from mobiquant_core.router import MlpRouter, log_gain
 from mobiquant_core.routing import RuntimeSite
+from mobiquant_core.token_scores import TokenScorer
 
 POLICIES = ("router", "layer", "uniform", "random", "norm", "oracle")
 INPUT_POLICIES = ("router", "norm", "oracle")
@@ -65,6 +66,9 @@ class RouterPolicy:
                 "This model has no router. Calibrate it with a router (mlp or sketch), or choose the policy uniform."
             )
         return site.router(x)
+
+    def token_scorer(self, site: RuntimeSite) -> TokenScorer | None:
+        return site.router.token_scorer if isinstance(site.router, MlpRouter) else None
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,13 +8,13 @@ import math
 from collections.abc import Callable
 from typing import Any, Self
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mobiquant_core.errors import CheckpointError
+from mobiquant_core.token_scores import TokenScorer
 
 ROUTER_KINDS = ("mlp", "sketch", "none")
 _SMALLEST_GAIN = 1e-30
@@ -57,20 +57,33 @@ class MlpRouter(nn.Module):
         self.hidden_bias = nn.Parameter(torch.zeros(hidden))
         self.output = nn.Parameter(torch.zeros(heads * extra, hidden))
         self.base = nn.Parameter(torch.zeros(heads * extra))
-        self._arrays: tuple[np.ndarray, ...] | None = None
-        """Views of the parameters for `_score_one_token`."""
+        self._scorer: TokenScorer | None = None
+
+    @property
+    def token_scorer(self) -> TokenScorer | None:
+        """The quick way for one token on a CPU; None while the parameters are being fitted or are elsewhere."""
+        if self._scorer is None and self.direction.device.type == "cpu" and not self.direction.requires_grad:
+            parameters = (self.direction, self.size, self.hidden_bias, self.output, self.base)
+            self._scorer = TokenScorer(*(parameter.float().numpy() for parameter in parameters))
+        return self._scorer
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._arrays = None  # what moves or changes its type leaves its views behind
+        self._scorer = None  # what moves or changes its type leaves the copy behind
         return super()._apply(fn, recurse)
 
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        self._scorer = None
+        super()._load_from_state_dict(*arguments)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        self._scorer = None  # a fit changes the parameters in place
+        return super().requires_grad_(requires_grad)
+
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_arrays": None}  # a copy has parameters of its own
+        return self.__dict__ | {"_scorer": None}  # a copy has parameters of its own
 
     def forward(self, x: Float[Tensor, "tokens in_features"]) -> Float[Tensor, "tokens heads extra"]:
         x = x.float()
-        if x.shape[0] == 1 and not x.is_cuda and (arrays := self._arrays or self._take_arrays()):
-            return self._score_one_token(x, arrays)
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-6)
         peak = torch.linalg.vector_norm(x, ord=math.inf, dim=-1, keepdim=True).clamp_min(1e-6)
         sizes = torch.cat([length, peak], dim=-1).log()
@@ -79,29 +92,6 @@ class MlpRouter(nn.Module):
         hidden = F.silu(direction + F.linear(sizes, self.size, self.hidden_bias))
         scores = F.linear(hidden, self.output, self.base)
         return scores.view(-1, self.heads, self.extra).cummin(-1).values
-
-    def _take_arrays(self) -> tuple[np.ndarray, ...] | None:
-        """Makes the views, once; not while the parameters are being fitted or are elsewhere."""
-        if self.direction.requires_grad or self.direction.device.type != "cpu":
-            return None
-        size = self.size.numpy()
-        rest = (self.hidden_bias, self.output, self.base)
-        self._arrays = (self.direction.numpy(), size[:, 0], size[:, 1], *(parameter.numpy() for parameter in rest))
-        return self._arrays
-
-    def _score_one_token(
-        self, x: Float[Tensor, "1 in_features"], arrays: tuple[np.ndarray, ...]
-    ) -> Float[Tensor, "1 heads extra"]:
-        """The same in numpy: decoding on a CPU is bound by the overhead of calls, far less than torch's here."""
-        direction, of_length, of_peak, bias, output, base = arrays
-        vector = x.detach().numpy()[0]
-        length = max(math.sqrt(vector.dot(vector)), 1e-6)
-        peak = max(float(vector.max()), -float(vector.min()), 1e-6)
-        hidden = direction.dot(vector) * (math.sqrt(vector.shape[0]) / length)
-        hidden += of_length * math.log(length) + of_peak * math.log(peak) + bias
-        hidden /= 1 + np.exp(-hidden)
-        scores = output.dot(hidden) + base
-        return torch.from_numpy(np.minimum.accumulate(scores.reshape(1, self.heads, self.extra), axis=-1))
 
 
 def router_from_state(kind: str, state: dict[str, Tensor], heads: int, extra: int) -> SketchRouter | MlpRouter:

@@ -6,7 +6,7 @@ It does not know how scores are made (policies) or how thresholds are found (bud
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from mobiquant_core.token_scores import TokenScorer, leading_depths, non_increasing
 
 if TYPE_CHECKING:
     from mobiquant_core.linear import MobiLinear
@@ -39,6 +41,11 @@ class RuntimeSite:
         """Index of its first linear; the others follow without a gap."""
         return self.linears[0].index
 
+    @cached_property
+    def heads(self) -> slice:
+        """Where its linears stand among all."""
+        return slice(self.first, self.first + len(self.linears))
+
 
 @runtime_checkable
 class InputPolicy(Protocol):
@@ -52,6 +59,13 @@ class InputPolicy(Protocol):
     def scores(
         self, site: RuntimeSite, x: Float[Tensor, "tokens in_features"]
     ) -> Float[Tensor, "tokens heads extra"]: ...
+
+
+@runtime_checkable
+class TokenPolicy(InputPolicy, Protocol):
+    """An input policy with a quicker way for a single token."""
+
+    def token_scorer(self, site: RuntimeSite) -> TokenScorer | None: ...
 
 
 @runtime_checkable
@@ -79,28 +93,49 @@ class RoutingPlan:
     def threshold_list(self) -> list[float]:
         return self.thresholds.tolist()
 
+    @cached_property
+    def token_scorer(self) -> Callable[[RuntimeSite], TokenScorer | None]:
+        """The policy's quick way for a single token at a site, where it has one."""
+        return self.policy.token_scorer if isinstance(self.policy, TokenPolicy) else lambda _: None
+
 
 class Recorder:
     """Collects the scores and depths of one forward pass."""
 
     def __init__(self) -> None:
         self._parts: dict[int, tuple[Tensor, Sequence[Depths]]] = {}
+        self._token_parts: dict[int, tuple[np.ndarray, list[int]]] = {}
 
     def add(self, first: int, scores: Float[Tensor, "tokens linears extra"], depths: Sequence[Depths]) -> None:
         """Scores and depths of consecutive linears, starting at index `first`."""
         self._parts[first] = (scores, depths)
 
+    def add_token(self, first: int, scores: Float[np.ndarray, " scores"], depths: list[int]) -> None:
+        """The same of one token from a `TokenScorer`."""
+        self._token_parts[first] = (scores, depths)
+
     def scores(self) -> Float[Tensor, "tokens linears extra"]:
         """All linears in canonical order."""
+        for first, (row, depths) in self._token_parts.items():
+            self._parts[first] = (torch.from_numpy(non_increasing([row], row.size // len(depths)))[None], depths)
         parts = [self._parts[first][0] for first in sorted(self._parts)]
         return torch.cat([part.to(parts[0].device) for part in parts], dim=1).float()
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """(depths uint8 [linears, tokens], scores float32 [linears, tokens, extra])."""
+        if not self._parts and self._token_parts:
+            return self._token_arrays()
         scores = self.scores().transpose(0, 1).cpu().numpy()
         rows = [np.asarray(_as_numpy(row)) for first in sorted(self._parts) for row in self._parts[first][1]]
         depths = np.stack([np.broadcast_to(row, scores.shape[1]) for row in rows]).astype(np.uint8)
         return depths, scores
+
+    def _token_arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """The same where every site went the quick way: all sites at once."""
+        parts = [self._token_parts[first] for first in sorted(self._token_parts)]
+        depths = np.array([depth for _, of_site in parts for depth in of_site], np.uint8)
+        scores = non_increasing([row for row, _ in parts], parts[0][0].size // len(parts[0][1]))
+        return depths[:, None], scores[:, None]
 
 
 class RoutingPass:
@@ -146,11 +181,26 @@ class RoutingPass:
         return self._depths[linear.index - site.first]
 
     def _route_site(self, site: RuntimeSite, x: Float[Tensor, "... in_features"]) -> None:
+        # The quick way knows no gradients.
+        single = x.numel() == x.shape[-1] and not x.requires_grad
+        scorer = self.plan.token_scorer(site) if single else None
+        if scorer is None:
+            self._route_tokens(site, x)
+        else:
+            self._route_token(site, scorer(x))
+        self._site, self._x = site, x
+
+    def _route_tokens(self, site: RuntimeSite, x: Float[Tensor, "... in_features"]) -> None:
         scores = self.plan.policy.scores(site, x.reshape(-1, x.shape[-1]))  # type: ignore[union-attr]
         self._depths = self._above_thresholds(scores, site.first)
-        self._site, self._x = site, x
         if self._recorder is not None:
             self._recorder.add(site.first, scores, self._depths)
+
+    def _route_token(self, site: RuntimeSite, scores: Float[np.ndarray, " scores"]) -> None:
+        depths = leading_depths(scores.tolist(), self.plan.threshold_list[site.heads])
+        self._depths = depths
+        if self._recorder is not None:
+            self._recorder.add_token(site.first, scores, depths)
 
     def _route_positions(self, x: Float[Tensor, "... in_features"]) -> Sequence[Depths]:
         length = x.shape[-2] if x.dim() > 1 else 1

@@ -2,11 +2,13 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
 from mobiquant_core.errors import CheckpointError
 from mobiquant_core.router import MlpRouter, SketchRouter, log_gain, router_from_state
+from mobiquant_core.token_scores import leading_depths, non_increasing
 
 
 def _routers():
@@ -61,22 +63,48 @@ def test_log_gain_survives_slices_that_gain_nothing():
     assert (scores.diff(dim=-1) <= 0).all()
 
 
-def test_a_single_token_scores_as_it_does_in_a_batch():
+def _fitted():
+    """A router with parameters of every sign."""
     torch.manual_seed(3)
     router = MlpRouter(172, 3, 3, 16).requires_grad_(False)
     for parameter in router.parameters():
         parameter.copy_(torch.randn_like(parameter))
+    return router
+
+
+def _alone(router, x):
+    return torch.from_numpy(np.stack([non_increasing([router.token_scorer(row)], 3) for row in x]))
+
+
+def test_a_single_token_scores_as_it_does_in_a_batch():
+    router = _fitted()
     x = torch.randn(9, 172) * torch.logspace(-3, 3, 9)[:, None]
-    alone = torch.cat([router(row[None]) for row in x])
-    assert torch.allclose(alone, router(x), rtol=1e-4, atol=1e-4)
+    x = torch.cat([x, torch.zeros(1, 172)])
+    assert torch.allclose(_alone(router, x), router(x), rtol=1e-5, atol=1e-5)
+
+
+def test_leading_depths_are_those_of_scores_made_non_increasing():
+    router = _fitted()
+    score = router.token_scorer
+    assert score is not None
+    x = torch.randn(200, 172)
+    scores = _alone(router, x)
+    limits = [0.0, -1.0, 1.0]
+    expected = 1 + (scores > torch.tensor(limits)[:, None]).sum(-1)
+    assert expected.unique().numel() == 4
+    found = [leading_depths(score(row).tolist(), limits) for row in x]
+    assert found == expected.tolist()
 
 
 def test_a_copy_and_changed_parameters_score_a_single_token_by_their_own_values():
     router = _routers()["mlp"].requires_grad_(False)
     x = torch.randn(1, 172, generator=torch.Generator().manual_seed(2))
-    before = router(x)
+    before = _alone(router, x)
     copied = copy.deepcopy(router)
     copied.base.add_(1.0)
     router.to(torch.float64).to(torch.float32).base.sub_(1.0)
-    assert torch.allclose(copied(x), before + 1, atol=1e-5)
-    assert torch.allclose(router(x), before - 1, atol=1e-5)
+    assert torch.allclose(_alone(copied, x), before + 1, atol=1e-5)
+    assert torch.allclose(_alone(router, x), before - 1, atol=1e-5)
+    router.load_state_dict(copied.state_dict())
+    assert torch.allclose(_alone(router, x), before + 1, atol=1e-5)
+    assert router.requires_grad_(True).token_scorer is None
