@@ -40,6 +40,12 @@ class EndToEndSettings:
     fixed_every: int = 0
     """Above zero, each so many steps run one depth everywhere, every depth on its part of the windows: what a router
     never reads coarsely would otherwise be left useless at coarse depths."""
+    fixed_first: float = 0.25
+    """Share of the windows of such a step that run at depth 1; the others are spread evenly over the depths beyond."""
+    crowding: float = 1.8
+    """How much more densely routed windows visit scarce budgets than generous ones; 1: evenly."""
+    lowest_windows: int = 1
+    """Windows of a routed step that run at depth 1 everywhere."""
     exponent: float = 0.5
     """Windows are summed as KL ** exponent: below 1, so that generous budgets count beside scarce ones."""
     first_temperature: float = 1.0
@@ -118,7 +124,7 @@ class EndToEnd:
         if self.routed:
             if self.schedule.table is None:
                 self._first_thresholds(batch)
-            drawn = draw_budgets(len(batch), self.student.config, self.settings.highest_budget, self.budgets)
+            drawn = self._draw(len(batch))
             thresholds = self.schedule.at(drawn.to(self.device))
             batch = self._with_noise(batch)
         divergence, scores, fitted, routed = self.gradients(batch, thresholds)
@@ -127,9 +133,20 @@ class EndToEnd:
         return self._apply(divergence, fitted, routed, share_done)
 
     def _is_fixed(self, batch: Tensor) -> bool:
-        """Whether this step runs one depth everywhere; every depth needs an equal part of the batch."""
-        every, depths = self.settings.fixed_every, self.student.config.depths
-        return self.routed and every > 0 and len(batch) % depths == 0 and self.steps_done % every == every - 1
+        """Whether this step runs one depth everywhere."""
+        every = self.settings.fixed_every
+        return self.routed and every > 0 and self.steps_done % every == every - 1
+
+    def _draw(self, count: int) -> Float[Tensor, " count"]:
+        settings = self.settings
+        return draw_budgets(
+            count,
+            self.student.config,
+            settings.highest_budget,
+            self.budgets,
+            settings.crowding,
+            int(settings.lowest_windows),
+        )
 
     def _apply(
         self, divergence: Tensor, fitted: Sequence[Tensor], routed: Sequence[Tensor | None], share_done: float
@@ -179,10 +196,12 @@ class EndToEnd:
         return divergence.detach(), stacked, fitted, routed
 
     def _compute_fixed_gradients(self, batch: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """(KL per window, gradients of what is fitted): part k of the windows runs at depth k + 1 everywhere."""
+        """(KL per window, gradients of what is fitted): each part of the windows runs at its depth everywhere."""
         wanted = self._teach(batch)
-        self.student.run.mode = FIXED_DEPTHS
+        run = self.student.run
+        run.mode, run.parts = FIXED_DEPTHS, parts_of(len(batch), self.student.config.depths, self.settings.fixed_first)
         divergence = kl_per_window(wanted, self.student.backbone.logits(batch))
+        run.parts = None
         return divergence.detach(), torch.autograd.grad(self._objective(divergence), self.fitted)
 
     @torch.no_grad()
@@ -210,6 +229,13 @@ class EndToEnd:
         self.student.backbone.logits(batch)
         self.schedule.update(torch.stack([run.scores[index] for index in sorted(run.scores)]))
         run.scores.clear()
+
+
+def parts_of(windows: int, depths: int, first: float) -> tuple[int, ...]:
+    """Windows of every depth: a share for the first, the others as even as they can be, coarse ones favoured."""
+    rest = windows - round(windows * first)
+    beyond = [rest // (depths - 1) + (place < rest % (depths - 1)) for place in range(depths - 1)]
+    return windows - rest, *beyond
 
 
 def kl_per_window(

@@ -5,11 +5,11 @@ form, so that nothing of the size of the weight is kept between the two. It know
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from mobiquant_core.config import MobiQuantConfig
-from mobiquant_core.rounding import entry_code, neighbours
+from mobiquant_core.rounding import cells_per_pivot, crossings, residue_bits
 from mobiquant_core.slicing import group_columns
 
 SMALLEST_STEP = 2.0**-24
@@ -28,14 +28,15 @@ class NestedWeights(torch.autograd.Function):
         high: Tensor,
         lean: Tensor | None,
         softness: Tensor | None,
+        reach: float,
         config: MobiQuantConfig,
         dtype: torch.dtype,
     ) -> Tensor:
         ctx.save_for_backward(weight, low, high, lean, softness)
-        ctx.config = config
+        ctx.config, ctx.reach = config, reach
         step, cells = _cells(weight, low, high, config)
         code = cells.floor().clamp_(0, 2**config.total_bits - 1)
-        choice = None if lean is None or softness is None else _Choice(cells, code, lean, softness, config)
+        choice = None if lean is None or softness is None else _Choice(cells, code, lean, softness, reach, config)
         stack = torch.empty(config.depths, *weight.shape, dtype=dtype, device=weight.device)
         for depth in range(config.depths):
             centre = _centre(code, choice, 2.0 ** (config.total_bits - config.bits_by_depth[depth]))
@@ -51,7 +52,7 @@ class NestedWeights(torch.autograd.Function):
         step, cells = _cells(weight, low, high, config)
         outside = (cells < 0) | (cells >= 2**config.total_bits)
         code = cells.floor().clamp_(0, 2**config.total_bits - 1)
-        choice = None if lean is None or softness is None else _Choice(cells, code, lean, softness, config)
+        choice = None if lean is None or softness is None else _Choice(cells, code, lean, softness, ctx.reach, config)
         by_step, by_edge = torch.zeros_like(low), torch.zeros_like(low)
         by_weight = torch.zeros_like(cells) if ctx.needs_input_grad[0] else None
         by_share = torch.zeros_like(cells) if choice is not None else None
@@ -74,7 +75,7 @@ class NestedWeights(torch.autograd.Function):
         leaning = None
         if choice is not None and by_share is not None:
             leaning = (choice.share_gradient() * by_share).flatten(1)[:, :columns]
-        return flat, by_edge - by_high, by_high, leaning, None, None, None
+        return flat, by_edge - by_high, by_high, leaning, None, None, None, None
 
 
 def nested_weights(
@@ -85,15 +86,16 @@ def nested_weights(
     dtype: torch.dtype = torch.float32,
     lean: Float[Tensor, "out in_features"] | None = None,
     softness: Float[Tensor, ""] | None = None,
+    reach: float = 0.0,
 ) -> Float[Tensor, "depths out in_features"]:
     """Weights of every depth, differentiable in the range, in the weight (for an input scale) and in `lean`.
 
-    `lean`, in pivot cells, moves a weight to its nearer neighbour as it passes the edge between them: gradually, over
+    `lean` moves a weight across the edge that rounding.py allows it, in cells of that edge's kind: gradually, over
     twice `softness`, since a hard choice would waver between two cells where only the way between them is wanted.
     """
     if lean is not None and softness is None:
         softness = torch.full((), HARD, device=weight.device)
-    return NestedWeights.apply(weight, low, high, lean, softness, config, dtype)  # pyright: ignore[reportReturnType]
+    return NestedWeights.apply(weight, low, high, lean, softness, reach, config, dtype)  # pyright: ignore[reportReturnType]
 
 
 def _centre(code: Tensor, choice: "_Choice | None", finer: float) -> Tensor:
@@ -105,13 +107,12 @@ def _centre(code: Tensor, choice: "_Choice | None", finer: float) -> Tensor:
 class _Choice:
     """The move that every weight could make, and how far it has made it."""
 
-    def __init__(self, cells: Tensor, code: Tensor, lean: Tensor, softness: Tensor, config: MobiQuantConfig) -> None:
-        cell, other, distance = neighbours(cells, config)
-        self.code, self.direction, self.softness = code, other - cell, softness
-        self.moved = torch.where(self.direction == 0, code, entry_code(cell, other, config))
-        padding = cells.shape[1] * cells.shape[2] - lean.shape[1]
-        padded = torch.nn.functional.pad(lean, (0, padding)).view_as(cells)
-        self.raw_share = (padded * self.direction - distance) / (2 * softness) + 0.5
+    def __init__(
+        self, cells: Tensor, code: Tensor, lean: Tensor, softness: Tensor, reach: float, config: MobiQuantConfig
+    ) -> None:
+        self.moved, self.direction, distance = crossings(cells, config, reach)
+        self.code, self.softness = code, softness
+        self.raw_share = (_grouped(lean, cells) * self.direction).sub_(distance).div_(2 * softness).add_(0.5)
         self.share = self.raw_share.clamp(0, 1)
 
     def jump(self, finer: float) -> Tensor:
@@ -124,15 +125,23 @@ class _Choice:
         return self.direction * undecided / (2 * self.softness)
 
 
-def leaning_parity(
-    cells: Float[Tensor, "out groups size"], lean: Float[Tensor, "out in_features"], config: MobiQuantConfig
-) -> Bool[Tensor, "out groups size"]:
-    """Parity of the pivot cell every weight leans to."""
-    cell, other, distance = neighbours(cells, config)
+def leaning_residue(
+    cells: Float[Tensor, "out groups size"],
+    lean: Float[Tensor, "out in_features"],
+    config: MobiQuantConfig,
+    reach: float = 0.0,
+) -> UInt8[Tensor, "out groups size"]:
+    """What is stored of every weight's choice: its pivot cell modulo a power of two."""
+    moved, direction, distance = crossings(cells, config, reach)
+    code = cells.floor().clamp_(0, 2**config.total_bits - 1)
+    code = torch.where(_grouped(lean, cells) * direction > distance, moved, code)
+    return ((code / cells_per_pivot(config)).floor_() % 2 ** residue_bits(reach)).to(torch.uint8)
+
+
+def _grouped(lean: Tensor, cells: Tensor) -> Tensor:
+    """Leanings in the shape of the positions; repeated columns lean nowhere."""
     padding = cells.shape[1] * cells.shape[2] - lean.shape[1]
-    padded = torch.nn.functional.pad(lean, (0, padding)).view_as(cells)
-    chosen = torch.where(padded * (other - cell) > distance, other, cell)
-    return chosen % 2 == 1
+    return torch.nn.functional.pad(lean, (0, padding)).view_as(cells)
 
 
 def _ratio(config: MobiQuantConfig, depth: int) -> float:
