@@ -58,6 +58,7 @@ VARIANTS: dict[str, dict] = {
     "rounding-fast": {"rounding_rate": 2e-2},
     "reach": {"rounding_rate": 1e-2, "reach": 0.2, "fixed_every": 4},
     "base-only": {"rounding_rate": 1e-2, "fixed_every": 1, "fixed_first": 1.0},
+    "two-bits": {"rounding_rate": 1e-2, "slice_bits": (2,)},
 }
 POLICY_BUDGETS = {
     "router": (2.25, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0),
@@ -205,7 +206,7 @@ class Study:
 
     def elastic(self, name: str, overrides: dict, whole: bool) -> None:
         """Fits one elastic variant and measures it: everything, or a short table."""
-        student = self.fit(name, MobiQuantConfig(), overrides)
+        student = self.fit(name, MobiQuantConfig(overrides.pop("slice_bits", (2, 2, 2, 2))), overrides)
         if self.arguments.depths_only:
             student.restore()
             return
@@ -392,7 +393,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help="test windows")
     parser.add_argument("--block-steps", type=int, default=48, help="steps of a block over all depths")
     parser.add_argument("--blocks-only", action="store_true", help="leave the end-to-end stage out")
-    parser.add_argument("--depths-only", action="store_true", help="variants are fitted and read at uniform depths only")
+    parser.add_argument(
+        "--depths-only", action="store_true", help="variants are fitted and read at uniform depths only"
+    )
     parser.add_argument("--bars", nargs="*", type=int, metavar="BITS", help="only fits for these widths, and the bars")
     parser.add_argument("--no-plain", action="store_true")
     parser.add_argument("--shape", choices=("llama3-8b",))

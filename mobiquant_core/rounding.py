@@ -69,9 +69,7 @@ def pack_residues(residue: UInt8[Tensor, "out padded_in"], bits: int) -> UInt8[T
     return (residue.view(residue.shape[0], -1, 8 // bits) << shifts).sum(-1, dtype=torch.uint8)
 
 
-def unpack_residues(
-    packed: UInt8[Tensor, "out bytes"], columns: int
-) -> tuple[UInt8[Tensor, "out padded_in"], int]:
+def unpack_residues(packed: UInt8[Tensor, "out bytes"], columns: int) -> tuple[UInt8[Tensor, "out padded_in"], int]:
     """(residues, their modulus) of `pack_residues`; CheckpointError where they are not for so many columns."""
     bits = packed.shape[-1] * 8 // columns
     if packed.dtype != torch.uint8 or packed.dim() != 2 or bits not in (1, 2) or packed.shape[1] * 8 != columns * bits:

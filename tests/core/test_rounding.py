@@ -57,7 +57,8 @@ def test_what_leans_crosses_its_edge_and_what_is_stored_says_so(
     lean = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed + 1)) / 2
     plain = slice_weight(weight, config)
     codes = slice_weight(weight, config, rounding=_rounding(weight, lean, config, reach)).codes[:, :columns]
-    beyond, direction, distance = (part.flatten(1)[:, :columns] for part in crossings(_cells(weight, config), config, reach))
+    found = crossings(_cells(weight, config), config, reach)
+    beyond, direction, distance = (part.flatten(1)[:, :columns] for part in found)
     crossed = lean * direction > distance
     assert torch.equal(codes, torch.where(crossed, beyond, plain.codes[:, :columns].float()).to(torch.uint8))
 
