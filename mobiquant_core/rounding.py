@@ -30,16 +30,17 @@ def crossings(
 
     Positions are in finest cells. Towards an end of the range there is no edge: it is infinitely far.
     """
-    size: Tensor | float = float(cells_per_pivot(config))
-    base = 2.0 ** (config.total_bits - config.slice_bits[0])
-    if reach > 0 and base > size:
+    pivot = cells_per_pivot(config)
+    base = 2 ** (config.total_bits - config.slice_bits[0])
+    size: Tensor | float = float(pivot)
+    if reach > 0 and base > pivot:
         border = (position / base).round()
-        near = (position / base - border).abs() < reach
+        near = (position / base - border).abs_() < reach
         near &= (border > 0) & (border < 2 ** config.slice_bits[0])
-        size = torch.where(near, base, size)
+        size = near.to(position.dtype).mul_(base - pivot).add_(pivot)
     place = position / size
     edge = place.round()
-    direction = torch.where(place < edge, 1.0, -1.0)
+    direction = (place < edge).to(position.dtype).mul_(2).sub_(1)
     distance = (place - edge).abs_()
     edge.mul_(size)
     distance.masked_fill_((edge <= 0) | (edge >= 2**config.total_bits), torch.inf)
