@@ -57,6 +57,7 @@ VARIANTS: dict[str, dict] = {
     "rounding": {"rounding_rate": 1e-2},
     "rounding-fast": {"rounding_rate": 2e-2},
     "reach": {"rounding_rate": 1e-2, "reach": 0.2, "fixed_every": 4},
+    "two-stage": {"rounding_rate": 1e-2, "reach": 0.3, "base_share": 0.4, "fixed_every": 4, "fixed_first": 0.5},
     "base-only": {"rounding_rate": 1e-2, "fixed_every": 1, "fixed_first": 1.0},
     "two-bits": {"rounding_rate": 1e-2, "slice_bits": (2,)},
 }
@@ -141,7 +142,8 @@ class Study:
         rounding = chosen.pop("rounding_rate", 0.0)
         scales, reach = chosen.pop("input_scales", True), chosen.pop("reach", 0.0)
         tiny = {"base_steps": 2, "steps": 4, "windows_per_depth": 1}
-        quick = tiny if arguments.smoke else {"base_steps": arguments.block_steps // 3, "steps": arguments.block_steps}
+        base_steps = arguments.base_steps or arguments.block_steps // 3
+        quick = tiny if arguments.smoke else {"base_steps": base_steps, "steps": arguments.block_steps}
         blockwise = replace(BlockwiseSettings(rounding_rate=rounding), **quick)
         end_to_end = EndToEndSettings(
             windows_per_step=arguments.windows_per_step,
@@ -392,6 +394,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--test-window", type=int, default=512)
     parser.add_argument("--limit", type=int, help="test windows")
     parser.add_argument("--block-steps", type=int, default=48, help="steps of a block over all depths")
+    parser.add_argument("--base-steps", type=int, help="steps of a block's base slice alone; a third of the others")
     parser.add_argument("--blocks-only", action="store_true", help="leave the end-to-end stage out")
     parser.add_argument(
         "--depths-only", action="store_true", help="variants are fitted and read at uniform depths only"

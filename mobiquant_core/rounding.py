@@ -4,11 +4,12 @@ The edge is that of its nearest pivot cell (a pivot cell is one of the second sl
 one), or within `reach` of a base cell's border that border: so coarse depths, where rounding matters, choose, and
 finer slices come as close to the weight as the chosen cell allows. What is stored is the pivot cell modulo a power of
 two, and the weight's own cell is among those with every residue, so decoding needs no `reach` and a weight on
-an edge decodes alike whichever side fp32 puts it on. It knows positions only.
+an edge decodes alike whichever side fp32 puts it on. Base cells may be settled ("home"): then only edges within them
+are crossed, and a weight that lies elsewhere is held at the border it crossed. It knows positions only.
 """
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from mobiquant_core.config import MobiQuantConfig
@@ -17,6 +18,14 @@ from mobiquant_core.errors import CheckpointError
 LARGEST_REACH = 0.36
 """In base cells: beyond 0.375, a weight that crossed would lie as near to another cell of the same residue."""
 
+FARTHEST_HOME = 1.45
+"""In pivot cells: the centre of the cell a weight is held in must be nearer than two, a half of the modulus."""
+
+
+def cells_per_base(config: MobiQuantConfig) -> int:
+    """How many finest cells one base cell holds."""
+    return 2 ** (config.total_bits - config.slice_bits[0])
+
 
 def cells_per_pivot(config: MobiQuantConfig) -> int:
     """How many finest cells one cell of the pivot depth holds."""
@@ -24,14 +33,15 @@ def cells_per_pivot(config: MobiQuantConfig) -> int:
 
 
 def crossings(
-    position: Float[Tensor, "*shape"], config: MobiQuantConfig, reach: float = 0.0
+    position: Float[Tensor, "*shape"], config: MobiQuantConfig, reach: float = 0.0, settled: bool = False
 ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
     """(finest code beyond the edge a weight may cross, direction of that edge, distance to it in cells of its kind).
 
-    Positions are in finest cells. Towards an end of the range there is no edge: it is infinitely far.
+    Positions are in finest cells. An end of the range is no edge, nor is a base cell's border once base cells are
+    `settled`: it is infinitely far.
     """
     pivot = cells_per_pivot(config)
-    base = 2 ** (config.total_bits - config.slice_bits[0])
+    base = cells_per_base(config)
     size: Tensor | float = float(pivot)
     if reach > 0 and base > pivot:
         border = (position / base).round()
@@ -43,8 +53,26 @@ def crossings(
     direction = (place < edge).to(position.dtype).mul_(2).sub_(1)
     distance = (place - edge).abs_()
     edge.mul_(size)
-    distance.masked_fill_((edge <= 0) | (edge >= 2**config.total_bits), torch.inf)
+    closed = (edge <= 0) | (edge >= 2**config.total_bits)
+    if settled:
+        closed |= edge % base == 0
+    distance.masked_fill_(closed, torch.inf)
     return edge.add_(direction, alpha=0.5).sub_(0.5), direction, distance
+
+
+def hold_at_home(
+    position: Float[Tensor, "*shape"], home: Tensor, config: MobiQuantConfig
+) -> tuple[Float[Tensor, "*shape"], Bool[Tensor, "*shape"]]:
+    """(positions with weights outside their settled base cell just inside its border, which ones these are).
+
+    A weight that ranges have since moved too far away for its residue is let go.
+    """
+    base = cells_per_base(config)
+    place = position.clamp(0, 2**config.total_bits)
+    inside = place.maximum(home * base).minimum(home * base + (base - 0.5))
+    held = (place / base).floor_().clamp_(max=2 ** config.slice_bits[0] - 1) != home
+    held &= (inside - place).abs_() <= FARTHEST_HOME * cells_per_pivot(config)
+    return torch.where(held, inside, position), held
 
 
 def choose_codes(
@@ -59,9 +87,9 @@ def choose_codes(
     return position.floor().maximum(cell * size).minimum(cell * size + (size - 1))
 
 
-def residue_bits(reach: float) -> int:
+def residue_bits(reach: float, settled: bool = False) -> int:
     """Bits a weight that say where it went: a parity while it moves one pivot cell, two bits beyond."""
-    return 2 if reach > 0 else 1
+    return 2 if reach > 0 or settled else 1
 
 
 def pack_residues(residue: UInt8[Tensor, "out padded_in"], bits: int) -> UInt8[Tensor, "out bytes"]:

@@ -5,11 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mobiquant_core.calibrate.fake_quant import leaning_residue, nested_weights
+from mobiquant_core.calibrate.fake_quant import HARD, leaning_base, leaning_residue, nested_weights
 from mobiquant_core.config import MobiQuantConfig
 from mobiquant_core.errors import CheckpointError
 from mobiquant_core.rounding import (
+    FARTHEST_HOME,
     LARGEST_REACH,
+    cells_per_base,
     cells_per_pivot,
     crossings,
     pack_residues,
@@ -117,6 +119,60 @@ def test_the_gradient_of_leaning_is_that_of_the_soft_weights(reach: float) -> No
     smooth = (found != 0) == (numeric.abs() > 1e-2)
     assert smooth.float().mean() > 0.97 and (found != 0).float().mean() > 0.1
     assert torch.isclose(found, numeric, atol=2e-2, rtol=2e-2).float().mean() > 0.97
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    columns=COLUMNS,
+    config=st.sampled_from([config for config in CONFIGS if config.depths > 1]),
+    reach=REACHES,
+    wider=st.floats(0.9, 1.1),
+)
+def test_settled_base_codes_outlive_new_ranges_and_choices(
+    seed: int, columns: int, config: MobiQuantConfig, reach: float, wider: float
+) -> None:
+    weight, generator = _weight(seed, columns), torch.Generator().manual_seed(seed + 1)
+    grouped = group_columns(weight, config)
+    low, high = grouped.amin(-1), grouped.amax(-1)
+    first, second = torch.randn(2, *weight.shape, generator=generator) / 3
+    home = leaning_base(weight, low, high, first, config, reach)
+    edge, step = round_range(low * wider, high * wider, config)
+    cells = positions(grouped, edge, step, config)
+    residue = leaning_residue(cells, second, config, reach, home)
+    bits = pack_residues(residue.flatten(1), residue_bits(reach, settled=True))
+    sliced = slice_weight(weight, config, low * wider, high * wider, bits)
+    base = cells_per_base(config)
+    place = cells.flatten(1)[:, :columns].clamp(0, 2**config.total_bits)
+    away = (place - place.clamp(min=home * base).minimum((home + 1.0) * base - 0.5)).abs()
+    near = away < (FARTHEST_HOME - 1e-3) * cells_per_pivot(config)
+    kept = truncate(sliced.codes, 1, config)[:, :columns] == home
+    assert kept[near].all() and near.float().mean() > 0.5
+    bounds = edge.float(), edge.float() + step.float() * 2 ** config.slice_bits[0]
+    trained = nested_weights(weight, *bounds, config, lean=second, home=home)
+    for depth in range(1, config.depths + 1):
+        different = ~torch.isclose(trained[depth - 1], dequantize(sliced, depth), atol=1e-4)
+        # Where a weight lies at a finest cell's edge or at the limit of what is held, fp32 decides.
+        assert different.float().mean() <= 0.01
+
+
+def test_values_of_settled_base_codes_follow_the_range_exactly() -> None:
+    config, weight = MobiQuantConfig(), _weight(5, 128)
+    low, high = weight.amin(-1, keepdim=True), weight.amax(-1, keepdim=True)
+    home = leaning_base(weight, low, high, torch.zeros_like(weight), config, 0.0)
+    low.requires_grad_(True)
+    pull = torch.randn(weight.shape, generator=torch.Generator().manual_seed(6))
+    lean, softness = torch.zeros_like(weight), torch.tensor(HARD)
+
+    def pulled(lower: torch.Tensor) -> torch.Tensor:
+        return (nested_weights(weight, lower, high, config, torch.float32, lean, softness, 0.0, home, 1)[0] * pull).sum(
+            1
+        )
+
+    (found,) = torch.autograd.grad(pulled(low).sum(), low)
+    small = 1e-2
+    numeric = (pulled(low.detach() + small) - pulled(low.detach() - small)) / (2 * small)
+    assert torch.allclose(found.flatten(), numeric, atol=1e-2, rtol=1e-3)
 
 
 @pytest.mark.parametrize("bits", [1, 2])
