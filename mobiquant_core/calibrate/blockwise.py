@@ -133,6 +133,8 @@ def _fit_block(student: Student, layer: int, streams: Tensor, target: Tensor, se
             for parameter, gradient in zip(parameters, found, strict=True):
                 parameter.grad = gradient
             optimizer.step()
+        # What is left of them lies in the graph's memory and would keep it.
+        optimizer.zero_grad(set_to_none=True)
 
 
 def _block_gradients(
