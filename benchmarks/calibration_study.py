@@ -56,6 +56,10 @@ VARIANTS: dict[str, dict] = {
     "no-scales": {"input_scales": False},
     "rounding": {"rounding_rate": 1e-2},
     "rounding-fast": {"rounding_rate": 2e-2},
+    "reach": {"rounding_rate": 1e-2, "reach": 0.2, "fixed_every": 4},
+    "two-stage": {"rounding_rate": 1e-2, "reach": 0.3, "base_share": 0.4, "fixed_every": 4, "fixed_first": 0.5},
+    "base-only": {"rounding_rate": 1e-2, "fixed_every": 1, "fixed_first": 1.0},
+    "two-bits": {"rounding_rate": 1e-2, "slice_bits": (2,)},
 }
 POLICY_BUDGETS = {
     "router": (2.25, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0),
@@ -136,9 +140,10 @@ class Study:
         arguments = self.arguments
         chosen = dict(overrides)
         rounding = chosen.pop("rounding_rate", 0.0)
-        scales = chosen.pop("input_scales", True)
+        scales, reach = chosen.pop("input_scales", True), chosen.pop("reach", 0.0)
         tiny = {"base_steps": 2, "steps": 4, "windows_per_depth": 1}
-        quick = tiny if arguments.smoke else {"base_steps": arguments.block_steps // 3, "steps": arguments.block_steps}
+        base_steps = arguments.base_steps or arguments.block_steps // 3
+        quick = tiny if arguments.smoke else {"base_steps": base_steps, "steps": arguments.block_steps}
         blockwise = replace(BlockwiseSettings(rounding_rate=rounding), **quick)
         end_to_end = EndToEndSettings(
             windows_per_step=arguments.windows_per_step,
@@ -148,7 +153,7 @@ class Study:
         )
         known = {key: value for key, value in chosen.items() if hasattr(end_to_end, key)}
         measured = 8 if arguments.smoke else 16
-        return FullSettings(blockwise, replace(end_to_end, **known), scales, measure_windows=measured)
+        return FullSettings(blockwise, replace(end_to_end, **known), scales, reach, measure_windows=measured)
 
     def fit(self, name: str, config: MobiQuantConfig, overrides: dict, steps: int | None = None) -> Student:
         """One fitted student, timed stage by stage."""
@@ -203,7 +208,10 @@ class Study:
 
     def elastic(self, name: str, overrides: dict, whole: bool) -> None:
         """Fits one elastic variant and measures it: everything, or a short table."""
-        student = self.fit(name, MobiQuantConfig(), overrides)
+        student = self.fit(name, MobiQuantConfig(overrides.pop("slice_bits", (2, 2, 2, 2))), overrides)
+        if self.arguments.depths_only:
+            student.restore()
+            return
         student.run.compute = torch.float32
         sample = self.calibration[-16 if not self.arguments.smoke else -2 :]
         found = student_calibration(student, self.calibration[-64 if not self.arguments.smoke else -4 :])
@@ -386,7 +394,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--test-window", type=int, default=512)
     parser.add_argument("--limit", type=int, help="test windows")
     parser.add_argument("--block-steps", type=int, default=48, help="steps of a block over all depths")
+    parser.add_argument("--base-steps", type=int, help="steps of a block's base slice alone; a third of the others")
     parser.add_argument("--blocks-only", action="store_true", help="leave the end-to-end stage out")
+    parser.add_argument(
+        "--depths-only", action="store_true", help="variants are fitted and read at uniform depths only"
+    )
     parser.add_argument("--bars", nargs="*", type=int, metavar="BITS", help="only fits for these widths, and the bars")
     parser.add_argument("--no-plain", action="store_true")
     parser.add_argument("--shape", choices=("llama3-8b",))

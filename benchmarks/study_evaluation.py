@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mobiquant_core.budget import ThresholdTable
-from mobiquant_core.calibrate.fake_quant import leaning_parity
+from mobiquant_core.calibrate.fake_quant import leaning_residue
 from mobiquant_core.calibrate.student import CHOSEN, FULL_PRECISION, FitLinear, Student
 from mobiquant_core.calibrate.student_policies import (
     PolicyPass,
@@ -158,7 +158,7 @@ def run_three_at_four(linear: FitLinear, fitted: dict[str, Tensor]) -> None:
     lean = fitted.get(f"{linear.index}.lean")
     code = cells.floor().clamp(0, 7)
     if lean is not None:
-        code = choose_codes(cells, leaning_parity(cells, lean, three), three)
+        code = choose_codes(cells, leaning_residue(cells, lean, three), 2, three)
     finer = (cells * 2).floor().maximum(code * 2).minimum(code * 2 + 1)
     low, width = edge.float().unsqueeze(-1), step.float().unsqueeze(-1)
     stack = torch.stack([low + width * (code + 0.5), low + width * (finer + 0.5) / 2])

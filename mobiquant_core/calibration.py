@@ -37,7 +37,7 @@ class Calibration:
     gains: dict[str, Float[Tensor, "depths out"]] | None = None
     """Factor on the output of each depth."""
     rounding: dict[str, UInt8[Tensor, "out bytes"]] | None = None
-    """Learnt rounding, one bit per weight (see rounding.py)."""
+    """Learnt rounding, one or two bits per weight (see rounding.py)."""
     input_scales: dict[str, Float[Tensor, " in_features"]] | None = None
     """Per site: its weights are multiplied by this and the norm before it is divided, before slicing."""
     routers: dict[str, Tensor] = field(default_factory=dict)

@@ -7,13 +7,13 @@ It knows one matrix at a time, no layers, tokens or budgets.
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Float16, UInt8
+from jaxtyping import Float, Float16, UInt8
 from torch import Tensor
 
 from mobiquant_core.config import MobiQuantConfig
 from mobiquant_core.errors import CheckpointError
 from mobiquant_core.kernels import reference
-from mobiquant_core.rounding import choose_codes, unpack_parity
+from mobiquant_core.rounding import choose_codes, unpack_residues
 
 _SMALLEST_STEP = 2.0**-24
 """The smallest fp16 above zero: a constant group still needs cells of some width."""
@@ -54,10 +54,11 @@ def slice_weight(
             f"The weight reaches {weight.abs().max().item():.3g}, beyond the fp16 range of 65504 that group edges are "
             "stored in. Check the checkpoint it came from."
         )
-    odd = None
+    residue, modulus = None, 1
     if rounding is not None:
-        odd = unpack_parity(rounding.to(weight.device), grouped[0].numel()).view_as(grouped)
-    codes = encode(grouped, edge, step, config, odd)
+        residue, modulus = unpack_residues(rounding.to(weight.device), grouped[0].numel())
+        residue = residue.view_as(grouped)
+    codes = encode(grouped, edge, step, config, residue, modulus)
     return SlicedWeight(codes.view(weight.shape[0], -1), edge, step, weight.shape[1], config)
 
 
@@ -86,15 +87,16 @@ def encode(
     edge: Float16[Tensor, "out groups"],
     step: Float16[Tensor, "out groups"],
     config: MobiQuantConfig,
-    odd: Bool[Tensor, "out groups size"] | None = None,
+    residue: UInt8[Tensor, "out groups size"] | None = None,
+    modulus: int = 1,
 ) -> UInt8[Tensor, "out groups size"]:
     """The finest cell every weight falls in; weights outside the range go to the outermost cell.
 
-    `odd` is the parity that learnt rounding wants of each weight's pivot cell.
+    `residue` is what learnt rounding wants each weight's pivot cell to leave when divided by `modulus`.
     """
     cells = positions(grouped, edge, step, config)
-    if odd is not None:
-        return choose_codes(cells, odd, config).to(torch.uint8)
+    if residue is not None:
+        return choose_codes(cells, residue, modulus, config).to(torch.uint8)
     return cells.floor_().clamp_(0, 2**config.total_bits - 1).to(torch.uint8)
 
 

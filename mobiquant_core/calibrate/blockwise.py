@@ -6,12 +6,14 @@ blocks before it, so memory holds one block's fit however large the model. It kn
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mobiquant_core.calibrate.graphed import Replayed
 from mobiquant_core.calibrate.resume import Progress
 from mobiquant_core.calibrate.schedule import cosine_rate, softness_at
 from mobiquant_core.calibrate.student import FIXED_DEPTHS, FULL_PRECISION, FitLinear, Student
@@ -115,30 +117,45 @@ def set_rates(optimizer: torch.optim.Optimizer, share: float) -> None:
 def _fit_block(student: Student, layer: int, streams: Tensor, target: Tensor, settings: BlockwiseSettings) -> None:
     groups = parameter_groups(list(student.linears_of(layer)), settings)
     optimizer = torch.optim.Adam(groups, lr=settings.range_rate, betas=(0.9, 0.95), fused=streams.is_cuda)
+    parameters = [parameter for group in groups for parameter in group["params"]]
     generator = torch.Generator().manual_seed(settings.seed + layer)
     stages = [(settings.base_steps, True), (settings.steps, False)] if student.config.depths > 1 else []
     for steps, base_only in stages or [(settings.base_steps + settings.steps, False)]:
+        gradients = Replayed(partial(_block_gradients, student, layer, parameters, base_only))
+        depths = 1 if base_only else student.config.depths
         for step in range(steps):
             set_rates(optimizer, cosine_rate(step / steps))
             if student.run.softness is not None:
                 student.run.softness.fill_(softness_at(0.75 * step / steps))
             chosen = torch.randperm(streams.shape[1], generator=generator)[: settings.windows_per_depth]
             chosen = chosen.to(streams.device)
-            loss = _block_loss(student, layer, streams[:, chosen], target[:, chosen], base_only)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            found = gradients(streams[:depths, chosen], target[:depths, chosen])
+            for parameter, gradient in zip(parameters, found, strict=True):
+                parameter.grad = gradient
             optimizer.step()
+        # What is left of them lies in the graph's memory and would keep it.
+        optimizer.zero_grad(set_to_none=True)
 
 
-def _block_loss(student: Student, layer: int, inputs: Tensor, target: Tensor, base_only: bool) -> Float[Tensor, ""]:
+def _block_gradients(
+    student: Student, layer: int, parameters: list[Tensor], base_only: bool, inputs: Tensor, target: Tensor
+) -> tuple[Tensor, ...]:
+    """Gradients of the block's loss; the base slice alone needs no other depth."""
+    student.run.mode, student.run.parts = FIXED_DEPTHS, (inputs.shape[1],) if base_only else None
+    try:
+        loss = _block_loss(student, layer, inputs, target)
+    finally:
+        student.run.parts = None
+    return torch.autograd.grad(loss, parameters)
+
+
+def _block_loss(student: Student, layer: int, inputs: Tensor, target: Tensor) -> Float[Tensor, ""]:
     """Sum over depths of the root of the mean relative error per token, so that no depth drowns the others."""
-    student.run.mode = FIXED_DEPTHS
     output = student.backbone.run_layer(layer, inputs.flatten(0, 1)).view_as(target)
     wanted = target.float()
     energy = wanted.square().sum(-1)
     error = (output.float() - wanted).square().sum(-1) / energy.clamp_min(1e-6)
-    by_depth = error.flatten(1).mean(1).clamp_min(1e-12).sqrt()
-    return by_depth[0] if base_only else by_depth.sum()
+    return error.flatten(1).mean(1).clamp_min(1e-12).sqrt().sum()
 
 
 @torch.no_grad()

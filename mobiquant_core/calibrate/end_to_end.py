@@ -6,7 +6,7 @@ per window makes a common shift of all scores neutral. It knows nothing of block
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -36,10 +36,21 @@ class EndToEndSettings:
     scale_rate: float = 1e-3
     rounding_rate: float = 0.0
     """Above zero, weights may also choose the nearer neighbour of their cell; in pivot cells per step."""
+    base_share: float = 0.0
+    """Above zero, so much of the run fits depth 1 alone; then base codes stay and the rest fits all depths and routers.
+    A base slice that all depths share from the start falls well behind one fitted for itself."""
+    settled_range_rate: float = 2e-3
+    """`range_rate` once base codes stay."""
     highest_budget: float = 6.0
     fixed_every: int = 0
     """Above zero, each so many steps run one depth everywhere, every depth on its part of the windows: what a router
     never reads coarsely would otherwise be left useless at coarse depths."""
+    fixed_first: float = 0.25
+    """Share of the windows of such a step that run at depth 1; the others are spread evenly over the depths beyond."""
+    crowding: float = 1.8
+    """How much more densely routed windows visit scarce budgets than generous ones; 1: evenly."""
+    lowest_windows: int = 1
+    """Windows of a routed step that run at depth 1 everywhere."""
     exponent: float = 0.5
     """Windows are summed as KL ** exponent: below 1, so that generous budgets count beside scarce ones."""
     first_temperature: float = 1.0
@@ -59,23 +70,28 @@ class EndToEnd:
         self.student, self.settings = student, settings
         self.device = student.linears[0].weight.device
         self.routed = student.config.depths > 1
-        self.groups = parameter_groups(student.linears, settings)
-        self.fitted = [parameter for group in self.groups for parameter in group["params"]]
-        routers = [site.router for site in student.sites if site.router is not None]
+        self.settled = not self.routed or settings.base_share == 0
+        self._start_optimizer(settings)
+        self.schedule = ThresholdSchedule(student.config, student.weights, self.device)
+        self.budgets = torch.Generator().manual_seed(settings.seed)
+        self.temperature = torch.tensor(settings.first_temperature, device=self.device)
+        self.gradients = Replayed(self._compute_gradients)
+        self.fixed_gradients = Replayed(lambda batch: self._compute_fixed_gradients(batch, settings.fixed_first))
+        self.base_gradients = Replayed(self._compute_base_gradients)
+        self.steps_done = 0
+
+    def _start_optimizer(self, settings: EndToEndSettings) -> None:
+        groups = parameter_groups(self.student.linears, settings)
+        self.fitted = [parameter for group in groups for parameter in group["params"]]
+        routers = [site.router for site in self.student.sites if site.router is not None]
         self.router_parameters = [parameter for router in routers for parameter in router.parameters()]
         if self.routed:
             # The offset of a whole linear must be able to travel several nats, so it moves faster than the rest.
             bases = {id(router.base) for router in routers}
             slow = [parameter for parameter in self.router_parameters if id(parameter) not in bases]
-            self.groups.append({"params": slow, "peak": settings.router_rate})
-            self.groups.append({"params": [router.base for router in routers], "peak": settings.base_rate})
-        self.schedule = ThresholdSchedule(student.config, student.weights, self.device)
-        self.optimizer = torch.optim.Adam(self.groups, lr=1e-3, betas=(0.9, 0.98), fused=self.device.type == "cuda")
-        self.budgets = torch.Generator().manual_seed(settings.seed)
-        self.temperature = torch.tensor(settings.first_temperature, device=self.device)
-        self.gradients = Replayed(self._compute_gradients)
-        self.fixed_gradients = Replayed(self._compute_fixed_gradients)
-        self.steps_done = 0
+            groups.append({"params": slow, "peak": settings.router_rate})
+            groups.append({"params": [router.base for router in routers], "peak": settings.base_rate})
+        self.optimizer = torch.optim.Adam(groups, lr=1e-3, betas=(0.9, 0.98), fused=self.device.type == "cuda")
 
     def run(
         self,
@@ -107,18 +123,23 @@ class EndToEnd:
 
     def step(self, batch: Int[Tensor, "batch tokens"], share_done: float) -> Float[Tensor, " batch"]:
         """One optimisation step; returns the KL of every window."""
+        share = self.settings.base_share if self.routed else 0.0
+        if share_done < share:
+            return self._base_step(batch, share_done / share)
+        if not self.settled:
+            self._settle()
+        share_done = (share_done - share) / (1 - share)
         first, last = self.settings.first_temperature, self.settings.last_temperature
         self.temperature.fill_(first + (last - first) * share_done)
-        if self.student.run.softness is not None:
-            self.student.run.softness.fill_(softness_at(share_done))
-        if self._is_fixed(batch):
+        self._harden(share_done)
+        if self._is_fixed():
             divergence, fitted = self.fixed_gradients(batch)
             return self._apply(divergence, fitted, [None] * len(self.router_parameters), share_done)
         thresholds = torch.zeros(len(batch), device=self.device)
         if self.routed:
             if self.schedule.table is None:
                 self._first_thresholds(batch)
-            drawn = draw_budgets(len(batch), self.student.config, self.settings.highest_budget, self.budgets)
+            drawn = self._draw(len(batch))
             thresholds = self.schedule.at(drawn.to(self.device))
             batch = self._with_noise(batch)
         divergence, scores, fitted, routed = self.gradients(batch, thresholds)
@@ -126,10 +147,37 @@ class EndToEnd:
             self.schedule.update(scores)
         return self._apply(divergence, fitted, routed, share_done)
 
-    def _is_fixed(self, batch: Tensor) -> bool:
-        """Whether this step runs one depth everywhere; every depth needs an equal part of the batch."""
-        every, depths = self.settings.fixed_every, self.student.config.depths
-        return self.routed and every > 0 and len(batch) % depths == 0 and self.steps_done % every == every - 1
+    def _base_step(self, batch: Int[Tensor, "batch tokens"], share_done: float) -> Float[Tensor, " batch"]:
+        self._harden(share_done)
+        divergence, fitted = self.base_gradients(batch)
+        return self._apply(divergence, fitted, [None] * len(self.router_parameters), share_done)
+
+    def _settle(self) -> None:
+        """Ends the stage of the base slice: its graph goes, the optimizer forgets its moments."""
+        self.base_gradients, self.settled = Replayed(self._compute_base_gradients), True
+        for linear in self.student.linears:
+            linear.settle()
+        self._start_optimizer(replace(self.settings, range_rate=self.settings.settled_range_rate))
+
+    def _harden(self, share_done: float) -> None:
+        if self.student.run.softness is not None:
+            self.student.run.softness.fill_(softness_at(share_done))
+
+    def _is_fixed(self) -> bool:
+        """Whether this step runs one depth everywhere."""
+        every = self.settings.fixed_every
+        return self.routed and every > 0 and self.steps_done % every == every - 1
+
+    def _draw(self, count: int) -> Float[Tensor, " count"]:
+        settings = self.settings
+        return draw_budgets(
+            count,
+            self.student.config,
+            settings.highest_budget,
+            self.budgets,
+            settings.crowding,
+            int(settings.lowest_windows),
+        )
 
     def _apply(
         self, divergence: Tensor, fitted: Sequence[Tensor], routed: Sequence[Tensor | None], share_done: float
@@ -178,11 +226,18 @@ class EndToEnd:
         run.scores.clear()
         return divergence.detach(), stacked, fitted, routed
 
-    def _compute_fixed_gradients(self, batch: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """(KL per window, gradients of what is fitted): part k of the windows runs at depth k + 1 everywhere."""
+    def _compute_base_gradients(self, batch: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return self._compute_fixed_gradients(batch, 1.0)
+
+    def _compute_fixed_gradients(self, batch: Tensor, first: float) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """(KL per window, gradients of what is fitted): each part of the windows runs at its depth everywhere."""
         wanted = self._teach(batch)
-        self.student.run.mode = FIXED_DEPTHS
-        divergence = kl_per_window(wanted, self.student.backbone.logits(batch))
+        run = self.student.run
+        run.mode, run.parts = FIXED_DEPTHS, parts_of(len(batch), self.student.config.depths, first)
+        try:
+            divergence = kl_per_window(wanted, self.student.backbone.logits(batch))
+        finally:
+            run.parts = None
         return divergence.detach(), torch.autograd.grad(self._objective(divergence), self.fitted)
 
     @torch.no_grad()
@@ -210,6 +265,18 @@ class EndToEnd:
         self.student.backbone.logits(batch)
         self.schedule.update(torch.stack([run.scores[index] for index in sorted(run.scores)]))
         run.scores.clear()
+
+
+def parts_of(windows: int, depths: int, first: float) -> tuple[int, ...]:
+    """Windows of every depth: a share for the first, the others as even as they can be, coarse ones favoured.
+
+    Depths beyond the first are left out where they get none.
+    """
+    rest = windows - round(windows * first)
+    if rest == 0:
+        return (windows,)
+    beyond = [rest // (depths - 1) + (place < rest % (depths - 1)) for place in range(depths - 1)]
+    return windows - rest, *beyond
 
 
 def kl_per_window(

@@ -5,11 +5,11 @@ form, so that nothing of the size of the weight is kept between the two. It know
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from mobiquant_core.config import MobiQuantConfig
-from mobiquant_core.rounding import entry_code, neighbours
+from mobiquant_core.rounding import cells_per_base, cells_per_pivot, crossings, hold_at_home, residue_bits
 from mobiquant_core.slicing import group_columns
 
 SMALLEST_STEP = 2.0**-24
@@ -28,16 +28,21 @@ class NestedWeights(torch.autograd.Function):
         high: Tensor,
         lean: Tensor | None,
         softness: Tensor | None,
+        reach: float,
+        home: Tensor | None,
+        depths: int,
         config: MobiQuantConfig,
         dtype: torch.dtype,
     ) -> Tensor:
-        ctx.save_for_backward(weight, low, high, lean, softness)
-        ctx.config = config
-        step, cells = _cells(weight, low, high, config)
+        ctx.save_for_backward(weight, low, high, lean, softness, home)
+        ctx.config, ctx.reach = config, reach
+        step, cells, _ = _cells(weight, low, high, home, config)
         code = cells.floor().clamp_(0, 2**config.total_bits - 1)
-        choice = None if lean is None or softness is None else _Choice(cells, code, lean, softness, config)
-        stack = torch.empty(config.depths, *weight.shape, dtype=dtype, device=weight.device)
-        for depth in range(config.depths):
+        choice = None
+        if lean is not None and softness is not None:
+            choice = _Choice(cells, code, lean, softness, reach, home is not None, config)
+        stack = torch.empty(depths, *weight.shape, dtype=dtype, device=weight.device)
+        for depth in range(depths):
             centre = _centre(code, choice, 2.0 ** (config.total_bits - config.bits_by_depth[depth]))
             values = torch.addcmul(low.unsqueeze(-1), centre, step * _ratio(config, depth))
             stack[depth] = values.flatten(1)[:, : weight.shape[1]]
@@ -45,26 +50,31 @@ class NestedWeights(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Inside the range d value / d step is the rounding residual; outside, the value follows its outermost cell."""
-        weight, low, high, lean, softness = ctx.saved_tensors
+        """Inside the range d value / d step is the rounding residual; a value outside or held follows its cell."""
+        weight, low, high, lean, softness, home = ctx.saved_tensors
         config: MobiQuantConfig = ctx.config
-        step, cells = _cells(weight, low, high, config)
+        step, cells, held = _cells(weight, low, high, home, config)
         outside = (cells < 0) | (cells >= 2**config.total_bits)
+        outside = outside if held is None else outside | held
         code = cells.floor().clamp_(0, 2**config.total_bits - 1)
-        choice = None if lean is None or softness is None else _Choice(cells, code, lean, softness, config)
+        choice = None
+        if lean is not None and softness is not None:
+            choice = _Choice(cells, code, lean, softness, ctx.reach, home is not None, config)
         by_step, by_edge = torch.zeros_like(low), torch.zeros_like(low)
         by_weight = torch.zeros_like(cells) if ctx.needs_input_grad[0] else None
         by_share = torch.zeros_like(cells) if choice is not None else None
         padding = cells.shape[1] * cells.shape[2] - weight.shape[1]
-        for depth in range(config.depths):
+        for depth in range(len(gradients[0])):
             finer = 2.0 ** (config.total_bits - config.bits_by_depth[depth])
             centre = _centre(code, choice, finer)
-            residual = torch.where(outside, centre, centre - cells / finer)
+            # Settled base codes are constants: at depth 1 no value follows its weight.
+            fixed = outside if held is None or depth > 0 else torch.ones_like(outside)
+            residual = torch.where(fixed, centre, centre - cells / finer)
             gradient = torch.nn.functional.pad(gradients[0][depth].float(), (0, padding)).view_as(cells)
             by_step += (gradient * residual).sum(-1) * _ratio(config, depth)
-            by_edge += (gradient * outside).sum(-1)
+            by_edge += (gradient * fixed).sum(-1)
             if by_weight is not None:
-                by_weight += gradient * ~outside
+                by_weight += gradient * ~fixed
             if choice is not None and by_share is not None:
                 by_share += gradient * choice.jump(finer) * (step * _ratio(config, depth))
         # step = (high - low) / bins of the base slice; the edge is `low` itself
@@ -74,7 +84,7 @@ class NestedWeights(torch.autograd.Function):
         leaning = None
         if choice is not None and by_share is not None:
             leaning = (choice.share_gradient() * by_share).flatten(1)[:, :columns]
-        return flat, by_edge - by_high, by_high, leaning, None, None, None
+        return flat, by_edge - by_high, by_high, leaning, None, None, None, None, None, None
 
 
 def nested_weights(
@@ -85,15 +95,20 @@ def nested_weights(
     dtype: torch.dtype = torch.float32,
     lean: Float[Tensor, "out in_features"] | None = None,
     softness: Float[Tensor, ""] | None = None,
+    reach: float = 0.0,
+    home: UInt8[Tensor, "out in_features"] | None = None,
+    depths: int | None = None,
 ) -> Float[Tensor, "depths out in_features"]:
-    """Weights of every depth, differentiable in the range, in the weight (for an input scale) and in `lean`.
+    """Weights of the first depths (by default of all), differentiable in the range, in the weight (for an input
+    scale) and in `lean`.
 
-    `lean`, in pivot cells, moves a weight to its nearer neighbour as it passes the edge between them: gradually, over
+    `lean` moves a weight across the edge that rounding.py allows it, in cells of that edge's kind: gradually, over
     twice `softness`, since a hard choice would waver between two cells where only the way between them is wanted.
+    `home` holds settled base codes, which nothing changes any more.
     """
     if lean is not None and softness is None:
         softness = torch.full((), HARD, device=weight.device)
-    return NestedWeights.apply(weight, low, high, lean, softness, config, dtype)  # pyright: ignore[reportReturnType]
+    return NestedWeights.apply(weight, low, high, lean, softness, reach, home, depths or config.depths, config, dtype)  # pyright: ignore[reportReturnType]
 
 
 def _centre(code: Tensor, choice: "_Choice | None", finer: float) -> Tensor:
@@ -105,13 +120,19 @@ def _centre(code: Tensor, choice: "_Choice | None", finer: float) -> Tensor:
 class _Choice:
     """The move that every weight could make, and how far it has made it."""
 
-    def __init__(self, cells: Tensor, code: Tensor, lean: Tensor, softness: Tensor, config: MobiQuantConfig) -> None:
-        cell, other, distance = neighbours(cells, config)
-        self.code, self.direction, self.softness = code, other - cell, softness
-        self.moved = torch.where(self.direction == 0, code, entry_code(cell, other, config))
-        padding = cells.shape[1] * cells.shape[2] - lean.shape[1]
-        padded = torch.nn.functional.pad(lean, (0, padding)).view_as(cells)
-        self.raw_share = (padded * self.direction - distance) / (2 * softness) + 0.5
+    def __init__(
+        self,
+        cells: Tensor,
+        code: Tensor,
+        lean: Tensor,
+        softness: Tensor,
+        reach: float,
+        settled: bool,
+        config: MobiQuantConfig,
+    ) -> None:
+        self.moved, self.direction, distance = crossings(cells, config, 0.0 if settled else reach, settled)
+        self.code, self.softness = code, softness
+        self.raw_share = (_grouped(lean, cells) * self.direction).sub_(distance).div_(2 * softness).add_(0.5)
         self.share = self.raw_share.clamp(0, 1)
 
     def jump(self, finer: float) -> Tensor:
@@ -124,27 +145,62 @@ class _Choice:
         return self.direction * undecided / (2 * self.softness)
 
 
-def leaning_parity(
-    cells: Float[Tensor, "out groups size"], lean: Float[Tensor, "out in_features"], config: MobiQuantConfig
-) -> Bool[Tensor, "out groups size"]:
-    """Parity of the pivot cell every weight leans to."""
-    cell, other, distance = neighbours(cells, config)
+def leaning_residue(
+    cells: Float[Tensor, "out groups size"],
+    lean: Float[Tensor, "out in_features"],
+    config: MobiQuantConfig,
+    reach: float = 0.0,
+    home: UInt8[Tensor, "out in_features"] | None = None,
+) -> UInt8[Tensor, "out groups size"]:
+    """What is stored of every weight's choice: its pivot cell modulo a power of two."""
+    settled = home is not None
+    if home is not None:
+        cells, _ = hold_at_home(cells, group_columns(home, config), config)
+    code = _leaning_code(cells, lean, config, 0.0 if settled else reach, settled)
+    return ((code / cells_per_pivot(config)).floor_() % 2 ** residue_bits(reach, settled)).to(torch.uint8)
+
+
+def leaning_base(
+    weight: Float[Tensor, "out in_features"],
+    low: Float[Tensor, "out groups"],
+    high: Float[Tensor, "out groups"],
+    lean: Float[Tensor, "out in_features"],
+    config: MobiQuantConfig,
+    reach: float,
+) -> UInt8[Tensor, "out in_features"]:
+    """The base code that every weight has chosen."""
+    _, cells, _ = _cells(weight, low, high, None, config)
+    code = _leaning_code(cells, lean, config, reach, False)
+    return (code / cells_per_base(config)).floor_().flatten(1)[:, : weight.shape[1]].to(torch.uint8)
+
+
+def _leaning_code(cells: Tensor, lean: Tensor, config: MobiQuantConfig, reach: float, settled: bool) -> Tensor:
+    """The finest code that every weight has chosen."""
+    moved, direction, distance = crossings(cells, config, reach, settled)
+    code = cells.floor().clamp_(0, 2**config.total_bits - 1)
+    return torch.where(_grouped(lean, cells) * direction > distance, moved, code)
+
+
+def _grouped(lean: Tensor, cells: Tensor) -> Tensor:
+    """Leanings in the shape of the positions; repeated columns lean nowhere."""
     padding = cells.shape[1] * cells.shape[2] - lean.shape[1]
-    padded = torch.nn.functional.pad(lean, (0, padding)).view_as(cells)
-    chosen = torch.where(padded * (other - cell) > distance, other, cell)
-    return chosen % 2 == 1
+    return torch.nn.functional.pad(lean, (0, padding)).view_as(cells)
 
 
 def _ratio(config: MobiQuantConfig, depth: int) -> float:
     return 2.0 ** (config.slice_bits[0] - config.bits_by_depth[depth])
 
 
-def _cells(weight: Tensor, low: Tensor, high: Tensor, config: MobiQuantConfig) -> tuple[Tensor, Tensor]:
-    """(base step [out, groups, 1], position of every weight in units of the finest cell [out, groups, size])."""
+def _cells(
+    weight: Tensor, low: Tensor, high: Tensor, home: Tensor | None, config: MobiQuantConfig
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(base step [out, groups, 1], position of every weight in finest cells [out, groups, size], which are held)."""
     step = ((high - low) / 2 ** config.slice_bits[0]).clamp_min(SMALLEST_STEP).unsqueeze(-1)
     grouped = group_columns(weight, config)
     cells = (grouped - low.unsqueeze(-1)).div_(step * 2.0 ** (config.slice_bits[0] - config.total_bits))
-    return step, cells
+    if home is None:
+        return step, cells, None
+    return step, *hold_at_home(cells, group_columns(home, config), config)
 
 
 class RangeFit(torch.nn.Module):

@@ -27,6 +27,7 @@ from mobiquant_core.calibrate.thresholds import measure_thresholds
 from mobiquant_core.calibration import Calibration
 from mobiquant_core.config import MobiQuantConfig
 from mobiquant_core.convert import quantize_model
+from mobiquant_core.rounding import LARGEST_REACH
 
 ProgressCall = Callable[[str, float], None]
 LARGEST_END_TO_END = 2_000_000_000
@@ -41,6 +42,8 @@ class FullSettings:
     blockwise: BlockwiseSettings = field(default_factory=BlockwiseSettings)
     end_to_end: EndToEndSettings = field(default_factory=EndToEndSettings)
     input_scales: bool = True
+    reach: float = 0.0
+    """Learnt rounding may cross a base cell's border from so near, in base cells; 0: from half a pivot cell only."""
     blockwise_windows: int = 64
     measure_windows: int = 16
     rival_windows: int = 8
@@ -70,6 +73,7 @@ def prepare_student(
     """A student with what the settings ask for attached; its model is changed until `restore`."""
     on_gpu = windows.is_cuda
     student = Student(model, config, torch.bfloat16 if on_gpu else torch.float32)
+    student.run.reach = min(settings.reach, LARGEST_REACH)
     if settings.input_scales:
         for site in student.sites:
             if site.site.norm is not None:

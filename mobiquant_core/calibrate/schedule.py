@@ -17,7 +17,12 @@ OPEN_ALL, OPEN_NONE = -1e4, 1e4
 
 
 def draw_budgets(
-    count: int, config: MobiQuantConfig, highest: float, generator: torch.Generator
+    count: int,
+    config: MobiQuantConfig,
+    highest: float,
+    generator: torch.Generator,
+    crowding: float = 1.8,
+    at_lowest: int = 1,
 ) -> Float[Tensor, " count"]:
     """One budget per window: both ends of the range, the rest spread evenly and denser where bits are scarce.
 
@@ -25,9 +30,9 @@ def draw_budgets(
     """
     lowest, top = config.bits(1), config.total_bits
     places = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-    budgets = lowest + (min(highest, top) - lowest) * places**1.8
+    budgets = lowest + (min(highest, top) - lowest) * places**crowding
     if count >= 4:
-        budgets[0], budgets[-1] = lowest, top
+        budgets[:at_lowest], budgets[-1] = lowest, top
     return budgets
 
 

@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 
 from mobiquant_core.architectures import Site, architecture_of
 from mobiquant_core.calibrate.backbone import Backbone
-from mobiquant_core.calibrate.fake_quant import RangeFit, leaning_parity, nested_weights
+from mobiquant_core.calibrate.fake_quant import RangeFit, leaning_base, leaning_residue, nested_weights
 from mobiquant_core.config import MobiQuantConfig
-from mobiquant_core.rounding import pack_parity
+from mobiquant_core.rounding import pack_residues, residue_bits
 from mobiquant_core.slicing import dequantize, group_columns, positions, round_range, slice_weight
 
 FULL_PRECISION, FIXED_DEPTHS, GATED, CHOSEN = "full precision", "fixed depths", "gated", "chosen"
@@ -34,7 +34,11 @@ class Pass:
     """[batch]: one per window, so that a step visits many budgets."""
     temperature: Tensor | float = 1.0
     softness: Tensor | None = None
-    """How gradually weights change cells while rounding is learnt, in pivot cells."""
+    """How gradually weights change cells while rounding is learnt, in those cells."""
+    reach: float = 0.0
+    """How near to a base cell's border, in base cells, learnt rounding may cross it."""
+    parts: tuple[int, ...] | None = None
+    """Windows of the first depths in a pass at fixed depths, the only ones computed; by default equally many of all."""
     scores: dict[int, Tensor] = field(default_factory=dict)
     """By canonical index of the linear, [batch, tokens, extra]: filled by a gated pass."""
     choose: Callable[["FitLinear", Tensor], Tensor] = lambda linear, x: torch.ones(x.shape[:2], device=x.device)
@@ -74,6 +78,8 @@ class FitLinear(nn.Module):
         self.free_depths: Tensor
         self.register_buffer("free_depths", free)
         self.lean: nn.Parameter | None = None
+        self.home: Tensor | None = None
+        """Base codes that stay as they are."""
         self.shift_unit = 1.0
         self.frozen_stack: Tensor | None = None
 
@@ -94,8 +100,19 @@ class FitLinear(nn.Module):
             return self.frozen_stack
         low, high = self.ranges()
         run, weight = self.run, self.scaled_weight()
-        plain = nested_weights(weight, low, high, self.config, run.compute, self.lean, run.softness)
-        return plain * self.gain().to(plain.dtype).unsqueeze(-1)
+        depths = self.config.depths if run.parts is None else len(run.parts)
+        rounding = (self.lean, run.softness, run.reach, self.home)
+        plain = nested_weights(weight, low, high, self.config, run.compute, *rounding, depths)
+        return plain * self.gain()[:depths].to(plain.dtype).unsqueeze(-1)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Makes the base codes chosen so far constants; choices within base cells start again."""
+        if self.lean is None:
+            return
+        low, high = self.ranges()
+        self.home = leaning_base(self.scaled_weight(), low, high, self.lean, self.config, self.run.reach)
+        self.lean.zero_()
 
     def output_shift(self) -> Float[Tensor, "depths out"]:
         """What is added to every output at each depth."""
@@ -150,7 +167,11 @@ class FitLinear(nn.Module):
         return run.scores[self.index]
 
     def _at_fixed_depths(self, inputs: Tensor, stack: Tensor, shift: Tensor) -> Tensor:
-        """The batch is `depths` equal parts; part k answers at depth k + 1."""
+        """Part k of the batch answers at depth k + 1."""
+        if self.run.parts is not None:
+            shifts = shift.to(inputs.dtype)[: len(self.run.parts)]
+            pieces = zip(inputs.split(self.run.parts), stack, shifts, strict=True)
+            return torch.cat([F.linear(piece, weight, bias) for piece, weight, bias in pieces])
         parts = inputs.view(self.config.depths, -1, self.in_features)
         y = torch.baddbmm(shift.unsqueeze(1).to(parts.dtype), parts, stack.transpose(1, 2))
         return y.view(*inputs.shape[:2], self.out_features)
@@ -164,7 +185,8 @@ def learnt_rounding(linear: FitLinear) -> UInt8[Tensor, "out bytes"] | None:
     low, high = (bound.half().float() for bound in linear.ranges())
     edge, step = round_range(low, high, linear.config)
     cells = positions(group_columns(linear.scaled_weight(), linear.config), edge, step, linear.config)
-    return pack_parity(leaning_parity(cells, linear.lean, linear.config).flatten(1))
+    residue = leaning_residue(cells, linear.lean, linear.config, linear.run.reach, linear.home)
+    return pack_residues(residue.flatten(1), residue_bits(linear.run.reach, linear.home is not None))
 
 
 class Student:

@@ -9,14 +9,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mobiquant_core.calibrate.artefact import student_calibration
 from mobiquant_core.calibrate.blockwise import BlockwiseSettings, fit_blocks
-from mobiquant_core.calibrate.end_to_end import EndToEnd, EndToEndSettings, kl_per_window
+from mobiquant_core.calibrate.end_to_end import EndToEnd, EndToEndSettings, kl_per_window, parts_of
 from mobiquant_core.calibrate.fake_quant import RangeFit, nested_weights
 from mobiquant_core.calibrate.full import FullSettings, calibrate_full, fit_student, prepare_student
 from mobiquant_core.calibrate.local_gains import measure_layer_scores
 from mobiquant_core.calibrate.mlp import LARGEST_SHARE, attach_routers, router_share
 from mobiquant_core.calibrate.resume import Progress
 from mobiquant_core.calibrate.schedule import ThresholdSchedule, draw_budgets, softness_at
-from mobiquant_core.calibrate.student import FIXED_DEPTHS, FULL_PRECISION, Student
+from mobiquant_core.calibrate.student import FIXED_DEPTHS, FULL_PRECISION, Student, learnt_rounding
 from mobiquant_core.calibration import load_calibration, save_calibration
 from mobiquant_core.config import MobiQuantConfig
 from mobiquant_core.convert import quantize_model
@@ -134,6 +134,23 @@ def test_steps_at_one_depth_teach_every_depth_and_leave_the_routers(
     assert all(map(torch.equal, before, trainer.router_parameters))
 
 
+@pytest.mark.parametrize(
+    ("windows", "first", "parts"),
+    [(16, 0.25, (4, 4, 4, 4)), (16, 0.5, (8, 3, 3, 2)), (16, 1.0, (16,)), (5, 0.25, (1, 2, 1, 1))],
+)
+def test_parts_of_a_step_at_fixed_depths(windows: int, first: float, parts: tuple[int, ...]) -> None:
+    assert parts_of(windows, 4, first) == parts
+
+
+def test_unequal_parts_answer_as_equal_ones_do(model: LlamaForCausalLM, windows: torch.Tensor) -> None:
+    student = Student(model, CONFIG)
+    student.run.mode = FIXED_DEPTHS
+    with torch.no_grad():
+        coarse = student.backbone.logits(windows[:1].expand(4, -1))[:1]
+        student.run.parts = (3, 1, 0, 0)
+        assert torch.allclose(student.backbone.logits(windows[:4])[:1], coarse, atol=1e-4)
+
+
 def test_a_killed_run_resumes_to_the_same_result(model: LlamaForCausalLM, windows: torch.Tensor, tmp_path) -> None:
     settings = FEW_STEPS.blockwise
 
@@ -183,6 +200,11 @@ def test_thresholds_of_the_schedule_spend_their_budget() -> None:
         assert float((2 * depth * share).sum(0).mean()) == pytest.approx(budget, abs=0.05)
 
 
+def test_more_windows_may_run_at_the_lowest_budget() -> None:
+    drawn = draw_budgets(8, CONFIG, 6.0, torch.Generator().manual_seed(0), at_lowest=3)
+    assert (drawn == 2).sum() == 3 and drawn[-1] == 8
+
+
 def test_drawn_budgets_hold_both_ends() -> None:
     drawn = draw_budgets(8, CONFIG, 6.0, torch.Generator().manual_seed(0))
     assert drawn[0] == 2.0 and drawn[-1] == 8.0
@@ -200,10 +222,12 @@ def test_blocks_alone_leave_routers_at_the_layer_policy(model: LlamaForCausalLM,
     assert not found.routers["layers.0.mlp_input.output"].any()
 
 
-def test_learnt_rounding_travels_in_the_artefact(model: LlamaForCausalLM, windows: torch.Tensor) -> None:
+@pytest.mark.parametrize("reach", [0.0, 0.2])
+def test_learnt_rounding_travels_in_the_artefact(model: LlamaForCausalLM, windows: torch.Tensor, reach: float) -> None:
     rounding = EndToEndSettings(steps=4, windows_per_step=4, rounding_rate=0.2)
-    found = calibrate_full(model, windows, CONFIG, replace(FEW_STEPS, end_to_end=rounding))
-    assert found.rounding is not None and found.rounding["layers.1.mlp.down_proj"].shape == (128, 32)
+    found = calibrate_full(model, windows, CONFIG, replace(FEW_STEPS, end_to_end=rounding, reach=reach))
+    columns = 64 if reach > 0 else 32
+    assert found.rounding is not None and found.rounding["layers.1.mlp.down_proj"].shape == (128, columns)
     plain = quantize_model(copy.deepcopy(model), CONFIG, replace(found, rounding=None))
     learnt = quantize_model(model, CONFIG, found)
     moved = [
@@ -213,8 +237,12 @@ def test_learnt_rounding_travels_in_the_artefact(model: LlamaForCausalLM, window
     assert 0 < sum(moved) / len(moved) < 0.5
 
 
-def test_frozen_stacks_are_those_of_the_artefact(model: LlamaForCausalLM, windows: torch.Tensor) -> None:
-    settings = replace(FEW_STEPS, end_to_end=EndToEndSettings(steps=4, windows_per_step=4, rounding_rate=0.2))
+@pytest.mark.parametrize(("reach", "base_share"), [(0.0, 0.0), (0.2, 0.0), (0.3, 0.5)])
+def test_frozen_stacks_are_those_of_the_artefact(
+    model: LlamaForCausalLM, windows: torch.Tensor, reach: float, base_share: float
+) -> None:
+    rounding = EndToEndSettings(steps=4, windows_per_step=4, rounding_rate=0.2, base_share=base_share)
+    settings = replace(FEW_STEPS, end_to_end=rounding, reach=reach)
     student = prepare_student(model, CONFIG, windows, settings)
     fit_student(student, windows, settings)
     student.freeze()
@@ -228,6 +256,36 @@ def test_frozen_stacks_are_those_of_the_artefact(model: LlamaForCausalLM, window
             different = ~torch.isclose(stack[depth - 1], linear.dense(depth), atol=1e-5)
             # Sums in another order may put a weight on the other side of a finest cell's edge, hardly ever more.
             assert different.float().mean() < 2e-3
+
+
+def test_base_codes_of_the_first_stage_stay_while_the_second_fits_the_rest(
+    model: LlamaForCausalLM, windows: torch.Tensor
+) -> None:
+    plan = EndToEndSettings(steps=20, windows_per_step=4, rounding_rate=0.05, base_share=0.5, fixed_every=2)
+    settings = replace(FEW_STEPS, end_to_end=plan, reach=0.3)
+    student = prepare_student(model, CONFIG, windows, settings)
+    attach_routers(student, measure_layer_scores(student, windows)[0])
+    trainer = EndToEnd(student, plan)
+    routers = [parameter.clone() for parameter in trainer.router_parameters]
+    start = _divergence_by_depth(student, windows)
+    for step in range(10):
+        trainer.step(windows[:4], step / 20)
+    assert all(map(torch.equal, routers, trainer.router_parameters)) and not trainer.settled
+    assert _divergence_by_depth(student, windows)[0] < start[0]
+    trainer.step(windows[:4], 0.5)
+    homes = [linear.home.clone() for linear in student.linears if linear.home is not None]
+    assert len(homes) == len(student.linears) and trainer.settled
+    for step in range(11, 20):
+        trainer.step(windows[:4], step / 20)
+    assert not all(map(torch.equal, routers, trainer.router_parameters))
+    student.freeze()
+    moved = 0
+    for linear, home in zip(student.linears, homes, strict=True):
+        assert linear.lean is not None and linear.lean.any() and linear.frozen_stack is not None
+        low, high = (bound.half().float() for bound in linear.ranges())
+        sliced = slice_weight(linear.scaled_weight(), CONFIG, low, high, learnt_rounding(linear))
+        moved += int(((sliced.codes >> 6)[:, : home.shape[1]] != home).sum())
+    assert moved < 1e-3 * sum(home.numel() for home in homes)
 
 
 def test_leaning_lowers_the_coarse_errors_and_spares_the_finest() -> None:
