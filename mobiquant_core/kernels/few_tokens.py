@@ -1,4 +1,4 @@
-"""One to sixteen tokens times planes: the host side of plane_gemv.py."""
+"""One to sixteen tokens times planes: the host side of plane_gemv.py and batch_gemv.py."""
 
 from dataclasses import dataclass
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mobiquant_core.errors import KernelError
 from mobiquant_core.kernels.activation import SplitActivations
+from mobiquant_core.kernels.batch_gemv import batch_gemv_kernel
 from mobiquant_core.kernels.plane_gemv import plane_gemv_kernel, routed_gemv_kernel
 from mobiquant_core.kernels.tuning import Tuning, tuning_for
 from mobiquant_core.packing import PackedWeight
@@ -58,12 +59,13 @@ def multiply(
     tuning = tuning_for(rows, groups, tokens, out.device) if tuning is None else tuning
     together, ends = _tiles_together(packed, tuning)
     bucket = 1 if tokens == 1 else 4 * triton.next_power_of_2(triton.cdiv(tokens, 4))
-    plane_gemv_kernel[(packed.planes.shape[1] // together,)](
+    kernel, limit = (batch_gemv_kernel, {"maxnreg": tuning.registers}) if x.paired else (plane_gemv_kernel, {})
+    kernel[(packed.planes.shape[1] // together,)](
         packed.planes, packed.ranges, x.bytes.view(torch.int32), x.scales, depths, out, bias, shift, gain,
         packed.planes.stride(0), groups, rows, tokens, *ends,
         TOKENS=bucket, SLICES=packed.slices, UNITS=tuning.units, WARPS=(together, tuning.split),
         FLAGS=(add, groups & -groups, _overlap(dependent, tuning), tuning.pieces, asm),
-        num_warps=together * tuning.split, launch_pdl=dependent,
+        num_warps=together * tuning.split, launch_pdl=dependent, **limit,
     )  # fmt: skip
     return out
 

@@ -25,6 +25,8 @@ class Tuning:
     """Pieces of 4 kB of the first plane that a warp asks for before it knows the depth."""
     late: bool = False
     """Whether the next kernel may start only when this one's products are done, not at once."""
+    registers: int | None = None
+    """Registers of a thread at most, with several tokens: fewer let more warps share a multiprocessor."""
 
 
 _UNITS = (4, 2, 1, 1)
