@@ -52,7 +52,9 @@ def tuning_for(rows: int, groups: int, tokens: int, device: torch.device) -> Tun
     # More groups at once than a warp has would only be masked out.
     most = 1 << (-(-groups // split) - 1).bit_length()
     units = _UNITS if tokens <= 4 else (1, 1, 1, 1)
-    return Tuning(1, split, tuple(min(unit, most) for unit in units))
+    # With four tiles of tokens the compiler would take all registers it can get; with 128 nothing spills in the loops.
+    registers = 128 if tokens > 4 else None
+    return Tuning(1, split, tuple(min(unit, most) for unit in units), registers=registers)
 
 
 def _card(device: torch.device) -> tuple[str, int]:
