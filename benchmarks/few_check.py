@@ -21,9 +21,11 @@ import torch
 
 from mobiquant_core.bench import kernel as bench
 from mobiquant_core.bench import prefill, timing
-from mobiquant_core.kernels import few_tokens, many_tokens
+from mobiquant_core.kernels import few_tokens, grouped_gemm, many_tokens
 from mobiquant_core.kernels.activation import SplitActivations, split
 from mobiquant_core.kernels.tuning import Tuning
+from mobiquant_core.kernels.unpack import unpack_depths
+from mobiquant_core.packing import PackedWeight
 
 ONES = (1, 1, 1, 1)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -43,12 +45,14 @@ VARIANTS: dict[tuple[str, int], list[Tuning]] = {
     ("qkv", 8): cut((1, 4, 128), (1, 8, 128)),
     ("down", 16): cut((1, 8, 128), (1, 4, 128), (2, 8, 128), (2, 4, 128)),
     ("down", 8): cut((1, 8, 128), (2, 8, 128)),
+    ("gate_up", 4): [Tuning(2, 1, (4, 4, 2, 2)), Tuning(1, 1, (4, 2, 1, 1))],
+    ("o", 4): [Tuning(1, 8, (4, 2, 1, 1))],
 }
 DEPTHS: dict[str, Callable[[int], list[int]]] = {
     "all 2": lambda tokens: [2] * tokens,
     "all 4": lambda tokens: [4] * tokens,
-    "1-2": lambda tokens: [2] + [1 + (i * 7 % 16 % 2) for i in range(tokens - 1)],
-    "1-4": lambda tokens: [4] + [1 + (i * 5 % 16 % 4) for i in range(tokens - 1)],
+    "1-2": lambda tokens: [2, 1, 1, 2, 1, 2, 2, 2, 1, 2, 1, 2, 2, 1, 2, 2][:tokens],
+    "1-4": lambda tokens: [4, 1, 3, 4, 2, 4, 1, 3, 4, 3, 1, 1, 4, 1, 2, 4][:tokens],
     "most tiles": lambda tokens: [1, 2, 3] + [4] * (tokens - 3),
 }
 ROWS: list[dict[str, Any]] = []
@@ -149,13 +153,13 @@ def work(sections: list[str]) -> None:
             tasks += [("warm_few", *key, variant) for variant in (*variants, None)]
         tasks.sort(key=lambda task: -task[2])
     if "prefill" in sections:
-        tasks += [("warm_road", road, name) for road in ROADS for name in ("gate_up", "down")]
+        tasks += [("warm_road", road, name) for road in ROADS for name in ("gate_up",)]
     if "check" in sections:
         tasks += [("few_points", w, t, k) for w, k in ((4096, "bf16"), (200, "fp32"), (1000, "fp16"))
                   for t in (2, 5, 13, 16)]  # fmt: skip
         if "prefill" in sections:
-            tasks += [("road_points", road, rows, width, tokens, kind) for road in ROADS
-                      for rows, width, tokens, kind in ((200, 1000, 129, "fp16"), (512, 1024, 600, "bf16"))]  # fmt: skip
+            sizes = ((200, 1000, 129, "fp16"), (512, 1024, 600, "bf16"))
+            tasks += [("road_points", road, *size) for road in ROADS for size in sizes]
     if not tasks:
         return
     worst: dict[str, tuple[int, float]] = {}
@@ -187,7 +191,7 @@ def unpaired(x: torch.Tensor) -> SplitActivations:
 
 
 def few() -> None:
-    """8 and 16 tokens: every variant at every mix of depths, microseconds and (relative error)."""
+    """4, 8 and 16 tokens: every variant at every mix of depths, microseconds and (relative error)."""
     for (name, tokens), variants in VARIANTS.items():
         if left() < 8:
             return
@@ -212,8 +216,48 @@ def few() -> None:
         torch.cuda.empty_cache()
 
 
-ROADS: dict[str, Callable[..., torch.Tensor]] = {"grouped_mm": many_tokens.multiply}
-"""Ways to multiply a prompt; all take (packed, x, depths, bias, shift, gain)."""
+Extra = torch.Tensor | None
+Block = tuple[int, int, int, int]
+
+
+def by_dense(block: Block) -> Callable[..., torch.Tensor]:
+    """Dense weights written first, then a product that gathers tokens and scatters results."""
+
+    def road(packed: PackedWeight, x: torch.Tensor, depths: torch.Tensor, bias: Extra = None, shift: Extra = None,
+             gain: Extra = None) -> torch.Tensor:  # fmt: skip
+        order = many_tokens.order_by_depth(depths, packed.slices)
+        dense = unpack_depths(packed, order.counts, x.dtype, gain=gain)
+        if dense.shape[-1] != x.shape[1]:
+            x = torch.nn.functional.pad(x, (0, dense.shape[-1] - x.shape[1]))
+        return grouped_gemm.multiply_dense(x, dense, order.tokens, order.ends, bias, shift, block)
+
+    return road
+
+
+def by_planes(block: Block, registers: int | None = None) -> Callable[..., torch.Tensor]:
+    """No dense weight at all."""
+
+    def road(packed: PackedWeight, x: torch.Tensor, depths: torch.Tensor, bias: Extra = None, shift: Extra = None,
+             gain: Extra = None) -> torch.Tensor:  # fmt: skip
+        order = many_tokens.order_by_depth(depths, packed.slices)
+        inputs = grouped_gemm.sorted_inputs(x, order.tokens, packed.groups)
+        return grouped_gemm.multiply_planes(
+            packed, inputs, order.tokens, order.ends, bias, shift, gain, block=block, registers=registers
+        )
+
+    return road
+
+
+ROADS: dict[str, Callable[..., torch.Tensor]] = {
+    "grouped_mm": many_tokens.multiply,
+    "dense 128x256": by_dense((128, 256, 8, 3)),
+    "dense 128x128": by_dense((128, 128, 8, 4)),
+    "planes 256x128": by_planes((256, 128, 8, 2)),
+    "planes 128x256": by_planes((128, 256, 8, 2)),
+    "planes 128x128": by_planes((128, 128, 8, 3)),
+    "planes twice": by_planes((128, 128, 8, 2), 128),
+}
+"""Ways to multiply a prompt (tokens x rows of a tile); all take (packed, x, depths, bias, shift, gain)."""
 
 
 def prompts() -> None:
@@ -226,7 +270,7 @@ def prompts() -> None:
         bf16 = timing.graph_microseconds([lambda x=x, w=dense: torch.nn.functional.linear(x, w)] * 3)
         print(f"{name} {sections[0]}x{width} bf16 {bf16:.0f} us | " + " | ".join(prefill.MIXES), flush=True)
         for road, multiply in ROADS.items():
-            line = f"  {road:12}"
+            line = f"  {road:14}"
             for mix, shares in prefill.MIXES.items():
                 if left() < 3:
                     return

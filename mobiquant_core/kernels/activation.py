@@ -22,8 +22,8 @@ _GROUPS_PER_PROGRAM = 8
 class SplitActivations:
     """Tokens as bytes, columns in the order in which lanes read a group, and (scale, sum) of every group.
 
-    `paired`: the high and low bytes of a group stand together, so that lanes of one token read 128 bytes in a row; the
-    form for several tokens. Otherwise a token's high bytes come before its low bytes, as one token's product wants them.
+    `paired`: the high and low bytes of a group stand together, so that the lanes of a token read 128 bytes in a row:
+    the form for several tokens. Otherwise a token's high bytes come before its low bytes: the form for one.
     """
 
     bytes: Int8[Tensor, "tokens 2 padded_in"]

@@ -1,8 +1,8 @@
 """Planes times 2 to 16 tokens, each at its own depth: the tokens are sorted by depth, four to a tile.
 
 Four tokens are as wide as one product of the tensor cores. Every tile holds tokens of one depth, places left over stay
-empty, so 16 tokens make 4 to 7 tiles, and a depth is one mask over the merged codes. A loop is compiled for every number
-of tiles: a branch within the loop would make the words of the next step wait for those of this one. It knows neither
+empty, so 16 tokens make 4 to 7 tiles, and a depth is one mask over the merged codes. A loop is compiled for every
+number of tiles: branches within it would make its products wait for the words of the next step. It knows neither
 routers nor how the depths came about.
 """
 
@@ -28,7 +28,7 @@ _TOP_PAIRS: tl.constexpr = tl.constexpr(-0x3F3F3F40)
 
 @triton.jit
 def _transposed(b_first, b_second, SHIFT: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr):
-    """Bit fields of two words swapped: the low fields of both, then the high fields; those of the first come out on top."""
+    """Bit fields of two words swapped: the low fields of both, then the high ones, the first word's on top."""
     return (b_first << SHIFT) & HIGH | b_second & LOW, b_first & HIGH | (b_second >> SHIFT) & LOW
 
 

@@ -37,6 +37,8 @@ def test_one_token_at_each_depth(depth: int, device: str, asm: bool) -> None:
         (40, 384, [2, 2, 2, 2]),
         (16, 130, [2, 1, 4, 2, 3, 4, 1]),
         (5, 256, [3] * 16),
+        (33, 384, [4, 1, 4, 4, 2, 4, 4, 4, 3, 4, 4, 4, 4, 4, 4, 4]),
+        (16, 640, [1, 2, 1, 1, 1, 2, 2, 2, 2, 2, 1, 1]),
     ],
 )
 def test_awkward_sizes_and_mixed_depths(rows: int, width: int, depths: list[int], device: str, asm: bool) -> None:
