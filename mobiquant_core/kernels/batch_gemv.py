@@ -100,7 +100,7 @@ def _ask(p_w, o_plane, NG, deepest, WARPS: tl.constexpr, STEPS: tl.constexpr, AS
     i_unit = (tl.program_id(0) * WARPS[0] + i_thread // (32 * WARPS[1])).to(tl.int64) * NG + i_group
     # A plane's piece of one group is four cache lines.
     o_line = i_unit * 128 + (i_lane // 4) * o_plane + (i_lane % 4) * 32
-    for i in range(1, tl.minimum(STEPS, tl.cdiv(NG, WARPS[1]))):
+    for i in tl.static_range(STEPS):
         m_line = (i_lane < 4 * deepest) & (i_group + i * WARPS[1] < NG)
         prefetch_l2(p_w, o_line + i * (128 * WARPS[1]), m_line.to(tl.int32), ASM)
 
