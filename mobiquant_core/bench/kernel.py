@@ -11,7 +11,6 @@ from torch import Tensor
 
 from mobiquant_core.bench.timing import copies_for, graph_microseconds
 from mobiquant_core.kernels import few_tokens, reference
-from mobiquant_core.kernels.activation import split
 from mobiquant_core.kernels.tuning import Tuning
 from mobiquant_core.packing import PackedWeight, unpack
 
@@ -83,16 +82,16 @@ class Case:
             self.weights.append(PackedWeight(planes, ranges, self.in_features, self.sections))
         self.x = torch.randn(tokens, self.in_features, device="cuda", dtype=dtype)
         self.depths = torch.ones(len(self.sections), tokens, dtype=torch.uint8, device="cuda")
-        self.split = split(self.x)
         self._truth: tuple[tuple[int, ...], Tensor] | None = None
         self.outputs = [torch.empty(tokens, first.out_features, device="cuda", dtype=dtype) for _ in self.weights]
 
     def calls(self, tuning: Tuning | None, dependent: bool) -> list[Callable[[], object]]:
-        """One call for every copy."""
+        """One call for every copy, on activations prepared before for the depths now set."""
+        x = few_tokens.prepare(self.x, self.depths)
 
         def call(index: int) -> object:
             weight, out = self.weights[index], self.outputs[index]
-            return few_tokens.multiply(weight, self.split, self.depths, out, dependent=dependent, tuning=tuning)
+            return few_tokens.multiply(weight, x, self.depths, out, dependent=dependent, tuning=tuning)
 
         return [lambda index=index: call(index) for index in range(len(self.weights))]
 

@@ -39,14 +39,20 @@ class SplitActivations:
 
 
 @triton.jit
-def split_groups(b_x, p_x, p_m, i_group, NG):
-    """Writes whole groups [groups, 128] of one token; p_x and p_m point at that token."""
+def as_bytes(b_x):
+    """(high, low, scale, sum) of whole groups [groups, 128]: x = scale * (256 * high + low)."""
     b_largest = tl.max(tl.abs(b_x), 1)
     b_scale = tl.maximum(b_largest, 1e-30) / LARGEST
     b_q = tl.floor(b_x * (1.0 / b_scale)[:, None] + 0.5).to(tl.int32)
     b_high = (b_q + 128) >> 8
     b_low = b_q - b_high * 256
-    b_sum = tl.sum(b_q, 1).to(tl.float32) * b_scale
+    return b_high, b_low, b_scale, tl.sum(b_q, 1).to(tl.float32) * b_scale
+
+
+@triton.jit
+def split_groups(b_x, p_x, p_m, i_group, NG):
+    """Writes whole groups [groups, 128] of one token; p_x and p_m point at that token."""
+    b_high, b_low, b_scale, b_sum = as_bytes(b_x)
     m_x = tl.broadcast_to((i_group < NG)[:, None], b_x.shape)
     # Lane c of four multiplies columns s * 32 + c * 8 ... + 7 for s = 0..3: stored together, they are two wide loads.
     i_column = tl.arange(0, 128)

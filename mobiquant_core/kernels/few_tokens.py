@@ -1,19 +1,22 @@
-"""One to sixteen tokens times planes: the host side of plane_gemv.py."""
+"""One to sixteen tokens times planes: the host side of plane_gemv.py and batch_gemv.py."""
 
 from dataclasses import dataclass
 
 import torch
-import triton
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from mobiquant_core.errors import KernelError
-from mobiquant_core.kernels.activation import SplitActivations
+from mobiquant_core.kernels.activation import SplitActivations, split
+from mobiquant_core.kernels.batch_gemv import batch_gemv_kernel
 from mobiquant_core.kernels.plane_gemv import plane_gemv_kernel, routed_gemv_kernel
+from mobiquant_core.kernels.sorted_tokens import SortedActivations, sort, tiles_for
 from mobiquant_core.kernels.tuning import Tuning, tuning_for
 from mobiquant_core.packing import PackedWeight
 
 MOST_TOKENS = 16
+MOST_UNSORTED = 4
+"""Up to so many tokens are one tile in any order."""
 _NO_TILE = 2**30
 
 
@@ -31,9 +34,18 @@ class RouterParts:
     norm_eps: float
 
 
+def prepare(
+    x: Float[Tensor, "tokens in_features"], depths: UInt8[Tensor, "sections tokens"]
+) -> SplitActivations | SortedActivations:
+    """Tokens in the form that `multiply` takes so many of; from five on it holds good for these depths only."""
+    if x.shape[0] > MOST_TOKENS:
+        raise KernelError(f"{MOST_TOKENS} tokens are the most, not {x.shape[0]}. Use many_tokens.multiply.")
+    return split(x) if x.shape[0] <= MOST_UNSORTED else sort(x, depths)
+
+
 def multiply(
     packed: PackedWeight,
-    x: SplitActivations,
+    x: SplitActivations | SortedActivations,
     depths: UInt8[Tensor, "sections tokens"],
     out: Float[Tensor, "tokens out"],
     bias: Float[Tensor, " out"] | None = None,
@@ -45,25 +57,33 @@ def multiply(
     tuning: Tuning | None = None,
     asm: bool = True,
 ) -> Float[Tensor, "tokens out"]:
-    """out = (out if add) + gain[depth - 1] * (W_depth x) + bias + shift[depth - 1].
+    """out = (out if add) + gain[depth - 1] * (W_depth x) + bias + shift[depth - 1], for x as `prepare` gives it.
 
     `dependent` overlaps it with the kernel before, on cards from compute capability 9.0.
     """
     tokens, groups, rows = x.tokens, packed.groups, packed.out_features
-    if tokens > MOST_TOKENS or len(packed.sections) > 3:
-        raise KernelError(
-            f"plane_gemv takes up to {MOST_TOKENS} tokens and 3 fused weights, not {tokens} and "
-            f"{len(packed.sections)}. Use many_tokens.multiply, or fuse fewer weights."
-        )
+    if len(packed.sections) > 3:
+        raise KernelError(f"3 fused weights are the most, not {len(packed.sections)}. Fuse fewer.")
     tuning = tuning_for(rows, groups, tokens, out.device) if tuning is None else tuning
     together, ends = _tiles_together(packed, tuning)
-    bucket = 1 if tokens == 1 else 4 * triton.next_power_of_2(triton.cdiv(tokens, 4))
-    plane_gemv_kernel[(packed.planes.shape[1] // together,)](
+    grid, shared = (
+        (packed.planes.shape[1] // together,),
+        {"num_warps": together * tuning.split, "launch_pdl": dependent},
+    )
+    if isinstance(x, SortedActivations):
+        batch_gemv_kernel[grid](
+            packed.planes, packed.ranges, x.bytes.view(torch.int32), x.terms, x.plan, out, bias, shift, gain,
+            packed.planes.stride(0), groups, x.bytes.shape[1], rows, *ends,
+            TT=tiles_for(tokens), SLICES=packed.slices, WARPS=(together, tuning.split),
+            FLAGS=(add, _overlap(dependent, tuning), *tuning.ahead, asm), maxnreg=tuning.registers, **shared,
+        )  # fmt: skip
+        return out
+    plane_gemv_kernel[grid](
         packed.planes, packed.ranges, x.bytes.view(torch.int32), x.scales, depths, out, bias, shift, gain,
         packed.planes.stride(0), groups, rows, tokens, *ends,
-        TOKENS=bucket, SLICES=packed.slices, UNITS=tuning.units, WARPS=(together, tuning.split),
-        FLAGS=(add, groups & -groups, _overlap(dependent, tuning), tuning.pieces, asm),
-        num_warps=together * tuning.split, launch_pdl=dependent,
+        TOKENS=1 if tokens == 1 else MOST_UNSORTED, SLICES=packed.slices, UNITS=tuning.units,
+        WARPS=(together, tuning.split),
+        FLAGS=(add, groups & -groups, _overlap(dependent, tuning), tuning.pieces, asm), **shared,
     )  # fmt: skip
     return out
 

@@ -5,7 +5,6 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from mobiquant_core.kernels import few_tokens, many_tokens
-from mobiquant_core.kernels.activation import split
 from mobiquant_core.kernels.unpack import unpack_depths
 from mobiquant_core.packing import PackedWeight
 
@@ -27,8 +26,9 @@ def mixed_linear(
     out = x.new_empty(x.shape[0], packed.out_features)
     for first in range(0, x.shape[0], few_tokens.MOST_TOKENS):
         piece = slice(first, first + few_tokens.MOST_TOKENS)
+        own = depths[None, piece].contiguous()
         few_tokens.multiply(
-            packed, split(x[piece]), depths[None, piece].contiguous(), out[piece], bias, shift, gain, asm=x.is_cuda
+            packed, few_tokens.prepare(x[piece], own), own, out[piece], bias, shift, gain, asm=x.is_cuda
         )
     return out
 

@@ -1,4 +1,4 @@
-"""Planes times a few tokens (1 to 16), each token at its own depth, read from device memory.
+"""Planes times a few tokens (1 to 4), each token at its own depth, read from device memory.
 
 Activations come as two signed bytes per value (activation.py), so the product is exact in integers inside a group. A
 warp owns 16 rows; the warps of a program share the groups of those rows and add up at the end. One loop is compiled
@@ -108,40 +108,39 @@ def _row_sum(b_acc, b_range, b_high, b_low, b_scale, b_sum, b_middle):
 @triton.jit
 def _tiles(
     p_w, p_r, p_x, p_m, o_plane, NG, tokens, present, b_depth, b_middle,
-    K: tl.constexpr, MIXED: tl.constexpr, U: tl.constexpr, TT: tl.constexpr, TILES: tl.constexpr,
+    K: tl.constexpr, MIXED: tl.constexpr, U: tl.constexpr, TILES: tl.constexpr,
     SPLIT: tl.constexpr, EVEN: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    """Sums over this warp's groups for every lane's token: rows 0-7 and rows 8-15 of its tile, [TT, threads] each."""
+    """Sums over this warp's groups for every lane's token: rows 0-7 and rows 8-15 of its tile, [threads] each."""
     THREADS: tl.constexpr = 32 * TILES * SPLIT
     STEP: tl.constexpr = SPLIT * U
     SCALE: tl.constexpr = 4.0 ** (1 - K)
-    i_thread = tl.arange(0, THREADS)[None, None, :]
-    i_lane, i_own = i_thread % 32, tl.arange(0, U)[None, :, None]
+    i_thread = tl.arange(0, THREADS)[None, :]
+    i_lane, i_own = i_thread % 32, tl.arange(0, U)[:, None]
     i_tile = tl.program_id(0) * TILES + i_thread // (32 * SPLIT)
     i_group = (i_thread // 32 % SPLIT) * U
-    i_first = 4 * tl.arange(0, TT)[:, None, None]
-    i_column = tl.minimum(i_first + i_lane // 8, tokens - 1) * 2 + (i_lane // 4) % 2
-    i_token = tl.minimum(i_first + i_lane % 4, tokens - 1)
+    i_column = tl.minimum(i_lane // 8, tokens - 1) * 2 + (i_lane // 4) % 2
+    i_token = tl.minimum(i_lane % 4, tokens - 1)
     # One running offset per thread; what differs between its groups is a constant the compiler folds into the load.
     i_unit = i_tile.to(tl.int64) * NG + i_group
     o_w, o_r = i_unit * 128 + i_lane * 4, i_unit * 16 + (i_lane // 4) * 2
     o_x = ((i_column * NG + i_group) * 32 + (i_lane % 4) * 8).to(tl.int64)
     o_m = ((i_token * NG + i_group) * 2).to(tl.int64)
-    b_zero = tl.zeros((TT, U, THREADS), tl.int32)
+    b_zero = tl.zeros((U, THREADS), tl.int32)
     b_acc0, b_acc1 = b_zero.to(tl.float32), b_zero.to(tl.float32)
-    m_now = tl.broadcast_to((i_group + i_own < NG).to(tl.int32), (1, U, THREADS))
+    m_now = tl.broadcast_to((i_group + i_own < NG).to(tl.int32), (U, THREADS))
     w = load_planes(p_w, o_w + i_own * 128, o_plane, m_now, K, ASM)
     r = stream2(p_r, o_r + i_own * 16, m_now, ASM)
     steps = tl.cdiv(NG, STEP)
     for i in range(steps):
         # The words of the next step are on their way while those of this step are multiplied.
         m_next = (i + 1 < steps).to(tl.int32) if EVEN else (i_group + i_own + (i + 1) * STEP < NG).to(tl.int32)
-        m_next = tl.broadcast_to(m_next, (1, U, THREADS))
+        m_next = tl.broadcast_to(m_next, (U, THREADS))
         o_w += 128 * STEP
         o_r += 16 * STEP
         w_next = load_planes(p_w, o_w + i_own * 128, o_plane, m_next, K, ASM)
         r_next = stream2(p_r, o_r + i_own * 16, m_next, ASM)
-        m_here = tl.full((1, U, THREADS), 1, tl.int32)
+        m_here = tl.full((U, THREADS), 1, tl.int32)
         o_here = o_x + i_own * 32
         if not EVEN:
             m_here = (i_group + i_own + i * STEP < NG).to(tl.int32)
@@ -155,19 +154,19 @@ def _tiles(
         o_x += 32 * STEP
         o_m += 2 * STEP
         w, r = w_next, r_next
-    return tl.sum(b_acc0, 1), tl.sum(b_acc1, 1)
+    return tl.sum(b_acc0, 0), tl.sum(b_acc1, 0)
 
 
 @triton.jit
 def _tiles_at(
-    p_w, p_r, p_x, p_m, o_plane, NG, tokens, K: tl.constexpr, UNITS: tl.constexpr, TT: tl.constexpr,
-    TILES: tl.constexpr, SPLIT: tl.constexpr, POWER: tl.constexpr, ASM: tl.constexpr,
+    p_w, p_r, p_x, p_m, o_plane, NG, tokens, K: tl.constexpr, UNITS: tl.constexpr, TILES: tl.constexpr,
+    SPLIT: tl.constexpr, POWER: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """The tiles where all tokens have depth K, so many groups at once as this depth has registers for."""
     EVEN: tl.constexpr = POWER % (SPLIT * UNITS[K - 1]) == 0
     MIDDLE: tl.constexpr = 2.0 ** (1 - 2 * K)
     return _tiles(
-        p_w, p_r, p_x, p_m, o_plane, NG, tokens, 0, 0, MIDDLE, K, False, UNITS[K - 1], TT, TILES, SPLIT, EVEN, ASM
+        p_w, p_r, p_x, p_m, o_plane, NG, tokens, 0, 0, MIDDLE, K, False, UNITS[K - 1], TILES, SPLIT, EVEN, ASM
     )  # fmt: skip
 
 
@@ -194,12 +193,12 @@ def _depth_of(p_depth, i_token, tokens, TOKENS: tl.constexpr):
 
 @triton.jit
 def _store_rows(p_y, p_bias, p_shift, p_gain, b_depth, b_y, HALF: tl.constexpr, rows, tokens, ADD: tl.constexpr,
-                TT: tl.constexpr, TILES: tl.constexpr, SPLIT: tl.constexpr):  # fmt: skip
+                TILES: tl.constexpr, SPLIT: tl.constexpr):  # fmt: skip
     """Adds up the warps; gain, bias and shift of each token's depth; adds what is already in y if asked."""
-    b_y = tl.sum(tl.reshape(b_y, (TT, TILES, SPLIT, 32)), 2)
-    i_lane = tl.arange(0, 32)[None, None, :]
-    i_token = 4 * tl.arange(0, TT)[:, None, None] + i_lane % 4
-    i_row = (tl.program_id(0) * TILES + tl.arange(0, TILES)[None, :, None]) * 16 + 8 * HALF + i_lane // 4
+    b_y = tl.sum(tl.reshape(b_y, (TILES, SPLIT, 32)), 1)
+    i_lane = tl.arange(0, 32)[None, :]
+    i_token = i_lane % 4
+    i_row = (tl.program_id(0) * TILES + tl.arange(0, TILES)[:, None]) * 16 + 8 * HALF + i_lane // 4
     m_y = (i_token < tokens) & (i_row < rows)
     o_y = i_token.to(tl.int64) * rows + i_row
     if p_gain is not None:
@@ -225,16 +224,16 @@ def _prefetch(p_w, NG, LINES: tl.constexpr, TILES: tl.constexpr, SPLIT: tl.const
 
 @triton.jit
 def _at_one_depth(
-    p_w, p_r, p_x, p_m, o_plane, NG, tokens, depth, SLICES: tl.constexpr, UNITS: tl.constexpr, TT: tl.constexpr,
+    p_w, p_r, p_x, p_m, o_plane, NG, tokens, depth, SLICES: tl.constexpr, UNITS: tl.constexpr,
     WARPS: tl.constexpr, POWER: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """The loop compiled for `depth`, chosen on the device; zeros for a depth that is none."""
-    b_y0 = tl.zeros((TT, 32 * WARPS[0] * WARPS[1]), tl.float32)
+    b_y0 = tl.zeros((32 * WARPS[0] * WARPS[1],), tl.float32)
     b_y1 = b_y0
     for k in tl.static_range(1, SLICES + 1):
         if depth == k:
             b_y0, b_y1 = _tiles_at(
-                p_w, p_r, p_x, p_m, o_plane, NG, tokens, k, UNITS, TT, WARPS[0], WARPS[1], POWER, ASM
+                p_w, p_r, p_x, p_m, o_plane, NG, tokens, k, UNITS, WARPS[0], WARPS[1], POWER, ASM
             )  # fmt: skip
     return b_y0, b_y1
 
@@ -245,14 +244,12 @@ def _mixed(
     WARPS: tl.constexpr, EVEN: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """The loop for tokens of several depths, the deepest K: planes are read once, and cut for every depth present."""
-    TT: tl.constexpr = (TOKENS + 3) // 4
-    i_lane = tl.arange(0, 32 * WARPS[0] * WARPS[1])[None, None, :] % 32
-    i_first = 4 * tl.arange(0, TT)[:, None, None]
-    b_depth = _depth_of(p_depth, tl.minimum(i_first + i_lane // 8, tokens - 1), tokens, TOKENS)
-    b_own = _depth_of(p_depth, tl.minimum(i_first + i_lane % 4, tokens - 1), tokens, TOKENS)
+    i_lane = tl.arange(0, 32 * WARPS[0] * WARPS[1])[None, :] % 32
+    b_depth = _depth_of(p_depth, tl.minimum(i_lane // 8, tokens - 1), tokens, TOKENS)
+    b_own = _depth_of(p_depth, tl.minimum(i_lane % 4, tokens - 1), tokens, TOKENS)
     b_middle = tl.exp2((1 - 2 * b_own).to(tl.float32))
     return _tiles(
-        p_w, p_r, p_x, p_m, o_plane, NG, tokens, present, b_depth, b_middle, K, True, 1, TT, WARPS[0], WARPS[1],
+        p_w, p_r, p_x, p_m, o_plane, NG, tokens, present, b_depth, b_middle, K, True, 1, WARPS[0], WARPS[1],
         EVEN, ASM,
     )  # fmt: skip
 
@@ -268,7 +265,6 @@ def plane_gemv_kernel(
     FLAGS: (add to y, power of two that divides the groups, dependent launch: 1 early, 2 late, pieces to prefetch,
     inline assembly).
     """
-    TT: tl.constexpr = (TOKENS + 3) // 4
     begin_dependent(FLAGS[2] == 1)
     if FLAGS[3] > 0:
         _prefetch(p_w, NG, FLAGS[3], WARPS[0], WARPS[1], FLAGS[4])
@@ -279,17 +275,17 @@ def plane_gemv_kernel(
     # Plane offsets in words may pass 2^31.
     o_plane = o_plane.to(tl.int64)
     b_y0, b_y1 = _at_one_depth(p_w, p_r, p_x, p_m, o_plane, NG, tokens, tl.where(low == high, low, 0), SLICES, UNITS,
-                               TT, WARPS, FLAGS[1], FLAGS[4])  # fmt: skip
+                               WARPS, FLAGS[1], FLAGS[4])  # fmt: skip
     for k in tl.static_range(2, SLICES + 1 if TOKENS > 1 else 2):
         if (low != high) & (high == k):
             b_y0, b_y1 = _mixed(p_w, p_r, p_x, p_m, p_depth, o_plane, NG, tokens, present, k, TOKENS, WARPS,
                                 FLAGS[1] % WARPS[1] == 0, FLAGS[4])  # fmt: skip
     begin_dependent(FLAGS[2] == 2)
-    i_token = 4 * tl.arange(0, TT)[:, None, None] + tl.arange(0, 32)[None, None, :] % 4
+    i_token = tl.arange(0, 32)[None, :] % 4
     b_depth = tl.load(p_depth + i_token, mask=i_token < tokens, other=1).to(tl.int32)
     for half in tl.static_range(2):
         _store_rows(p_y, p_bias, p_shift, p_gain, b_depth, b_y0 if half == 0 else b_y1, half, rows, tokens, FLAGS[0],
-                    TT, WARPS[0], WARPS[1])  # fmt: skip
+                    WARPS[0], WARPS[1])  # fmt: skip
 
 
 @triton.jit
@@ -313,9 +309,9 @@ def routed_gemv_kernel(
     depth, scale = decide(p_part, p_small, p_control, p_record, width, eps, head, new_head, FLAGS[5], FLAGS[6],
                           FLAGS[7])  # fmt: skip
     o_plane = o_plane.to(tl.int64)
-    b_y0, b_y1 = _at_one_depth(p_w, p_r, p_x, p_m, o_plane, NG, 1, depth, WARPS[2], UNITS, 1, WARPS, FLAGS[1], FLAGS[4])
+    b_y0, b_y1 = _at_one_depth(p_w, p_r, p_x, p_m, o_plane, NG, 1, depth, WARPS[2], UNITS, WARPS, FLAGS[1], FLAGS[4])
     begin_dependent(FLAGS[2] == 2)
-    b_depth = tl.full((1, 1, 32), 0, tl.int32) + depth
+    b_depth = tl.full((1, 32), 0, tl.int32) + depth
     for half in tl.static_range(2):
         _store_rows(p_y, p_bias, p_shift, p_gain, b_depth, (b_y0 if half == 0 else b_y1) * scale, half, rows, 1,
-                    FLAGS[0], 1, WARPS[0], WARPS[1])  # fmt: skip
+                    FLAGS[0], WARPS[0], WARPS[1])  # fmt: skip

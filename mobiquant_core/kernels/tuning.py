@@ -20,11 +20,15 @@ class Tuning:
     split: int
     """Warps that share the groups of one tile."""
     units: tuple[int, ...]
-    """Groups a warp has under way at once, for each depth."""
+    """Groups a warp has under way at once, for each depth, up to four tokens."""
     pieces: int = 0
     """Pieces of 4 kB of the first plane that a warp asks for before it knows the depth."""
     late: bool = False
     """Whether the next kernel may start only when this one's products are done, not at once."""
+    ahead: tuple[int, int] = (0, 8)
+    """From five tokens on: tiles whose activations a warp loads ahead, steps whose words it asks for at its start."""
+    registers: int | None = None
+    """Registers of a thread at most, from five tokens on: fewer let more warps share a multiprocessor."""
 
 
 _UNITS = (4, 2, 1, 1)
@@ -35,6 +39,9 @@ _MEASURED: dict[tuple[str, int, int], Tuning] = {
     ("NVIDIA H200", 4096, 112): Tuning(1, 8, (4, 2, 2, 2), 1),
 }
 """(card, rows, groups): what won on that card at one token, launches overlapping; benchmarks/results has the sweep."""
+_SPLITS_OF_SEVERAL: dict[tuple[int, int], int] = {(6144, 32): 4, (4096, 32): 8, (28672, 32): 2, (4096, 112): 8}
+"""(rows, groups): warps of a tile that won at 8 and 16 tokens of mixed depths on an H100; an H200 has the same chip."""
+_CARDS_OF_SEVERAL = ("NVIDIA H100 80GB HBM3", "NVIDIA H200")
 
 
 def tuning_for(rows: int, groups: int, tokens: int, device: torch.device) -> Tuning:
@@ -47,10 +54,13 @@ def tuning_for(rows: int, groups: int, tokens: int, device: torch.device) -> Tun
     split = 1
     while split < 8 and tiles * split < multiprocessors * _WARPS_PER_MULTIPROCESSOR and split * 2 <= groups:
         split *= 2
+    if tokens > 4:
+        measured = _SPLITS_OF_SEVERAL if name in _CARDS_OF_SEVERAL else {}
+        # With four tiles of tokens the compiler would take all registers it can get; with 128 next to nothing spills.
+        return Tuning(1, measured.get((rows, groups), split), _UNITS, registers=128)
     # More groups at once than a warp has would only be masked out.
     most = 1 << (-(-groups // split) - 1).bit_length()
-    units = _UNITS if tokens <= 4 else (1, 1, 1, 1)
-    return Tuning(1, split, tuple(min(unit, most) for unit in units))
+    return Tuning(1, split, tuple(min(unit, most) for unit in _UNITS))
 
 
 def _card(device: torch.device) -> tuple[str, int]:

@@ -6,7 +6,6 @@ import torch
 from mobiquant_core.bench.kernel import exact, magnitude, random_packed, relative_error
 from mobiquant_core.errors import KernelError
 from mobiquant_core.kernels import few_tokens
-from mobiquant_core.kernels.activation import split
 from mobiquant_core.kernels.tuning import Tuning, tuning_for
 
 _UNITS = (4, 2, 1, 1)
@@ -20,7 +19,7 @@ def product_error(
     chosen = torch.tensor(depths, dtype=torch.uint8, device=device)
     x = torch.randn(chosen.shape[1], width, device=device)
     out = torch.full((len(x), sum(sections)), float("nan"), device=device)
-    few_tokens.multiply(packed, split(x), chosen, out, tuning=tuning, asm=asm)
+    few_tokens.multiply(packed, few_tokens.prepare(x, chosen), chosen, out, tuning=tuning, asm=asm)
     return relative_error(out, exact(packed, x, chosen))
 
 
@@ -37,6 +36,8 @@ def test_one_token_at_each_depth(depth: int, device: str, asm: bool) -> None:
         (40, 384, [2, 2, 2, 2]),
         (16, 130, [2, 1, 4, 2, 3, 4, 1]),
         (5, 256, [3] * 16),
+        (33, 384, [4, 1, 4, 4, 2, 4, 4, 4, 3, 4, 4, 4, 4, 4, 4, 4]),
+        (16, 640, [1, 2, 1, 1, 1, 2, 2, 2, 2, 2, 1, 1]),
     ],
 )
 def test_awkward_sizes_and_mixed_depths(rows: int, width: int, depths: list[int], device: str, asm: bool) -> None:
@@ -46,14 +47,19 @@ def test_awkward_sizes_and_mixed_depths(rows: int, width: int, depths: list[int]
 def test_fused_weights_keep_their_own_depths(device: str, asm: bool) -> None:
     depths = [[1, 2], [4, 4], [3, 1]]
     assert product_error((32, 16, 17), 256, depths, Tuning(1, 2, _UNITS), device, asm) < 1e-4
+    depths = [[1, 2, 3, 4, 1], [4] * 5, [3, 1, 1, 3, 3]]
+    assert product_error((32, 16, 17), 256, depths, Tuning(1, 2, _UNITS), device, asm) < 1e-4
 
 
-def test_readout_and_addition(device: str, asm: bool) -> None:
+@pytest.mark.parametrize("picks", [[1, 3], [2, 4, 4, 1, 2, 4, 4, 4, 4]])
+def test_readout_and_addition(picks: list[int], device: str, asm: bool) -> None:
     packed = random_packed((32,), 256, device)
-    x, depths = torch.randn(2, 256, device=device), torch.tensor([[1, 3]], dtype=torch.uint8, device=device)
+    x, depths = torch.randn(len(picks), 256, device=device), torch.tensor([picks], dtype=torch.uint8, device=device)
     bias, shift, gain = (torch.randn(*size, device=device) for size in ((32,), (4, 32), (4, 32)))
-    before = torch.randn(2, 32, device=device)
-    out = few_tokens.multiply(packed, split(x), depths, before.clone(), bias, shift, gain, add=True, asm=asm)
+    before = torch.randn(len(picks), 32, device=device)
+    out = few_tokens.multiply(
+        packed, few_tokens.prepare(x, depths), depths, before.clone(), bias, shift, gain, add=True, asm=asm
+    )
     picked = depths[0].long() - 1
     truth = exact(packed, x, depths) * gain[picked] + bias + shift[picked] + before
     assert relative_error(out, truth) < 1e-4
@@ -68,16 +74,17 @@ def test_error_is_bounded_by_the_size_of_the_terms(outlier: float, bound: float,
         depths = torch.tensor([[1 + seed % 4, 2]], dtype=torch.uint8, device=device)
         x = torch.randn(2, 200, device=device)
         x[:, 7] *= outlier
-        out = few_tokens.multiply(packed, split(x), depths, torch.empty(2, 1, device=device), asm=asm)
+        out = few_tokens.multiply(
+            packed, few_tokens.prepare(x, depths), depths, torch.empty(2, 1, device=device), asm=asm
+        )
         error = (out.double() - exact(packed, x, depths)).norm() / magnitude(packed, x, depths).norm()
         assert error < bound
 
 
 def test_too_many_tokens_are_refused(device: str) -> None:
-    packed = random_packed((16,), 128, device)
     depths = torch.ones(1, 17, dtype=torch.uint8, device=device)
     with pytest.raises(KernelError, match="16 tokens"):
-        few_tokens.multiply(packed, split(torch.randn(17, 128, device=device)), depths, torch.empty(17, 16))
+        few_tokens.prepare(torch.randn(17, 128, device=device), depths)
 
 
 def test_every_shape_has_a_tuning() -> None:
