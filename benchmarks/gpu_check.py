@@ -80,7 +80,7 @@ def few_points(width: int, tokens: int, kind: str) -> tuple[list[str], dict[str,
             depths.fill_(pattern + 1)
         if tokens <= few_tokens.MOST_TOKENS:
             out = torch.full((tokens, rows), float("nan"), device="cuda", dtype=DTYPES[kind])
-            few_tokens.multiply(packed, split(x), depths, out)
+            few_tokens.multiply(packed, few_tokens.prepare(x, depths), depths, out)
         else:
             out = many_tokens.multiply(packed, x, depths[0])
         truth = bench.exact(packed, x, depths)

@@ -155,7 +155,7 @@ def attend(
         if last:
             tl.store(p_count + i_head, 0)
             _merge(p_sums, p_y, i_head, splits, SIZES)
-    if last:
+    if last:  # noqa: SIM102 - a number of the device and a constant of the compiler
         if FLAGS[2] > 0:
             _prepare_output(p_y, p_direction, p_x, p_m, p_part, i_head, kv_heads, SIZES, FLAGS[2])
 

@@ -8,7 +8,7 @@ knows neither routers nor how the depths came about.
 import triton
 import triton.language as tl
 
-from mobiquant_core.kernels.lanes import begin_dependent, load4, mma, prefetch_l2, stream2, wait_for_inputs
+from mobiquant_core.kernels.lanes import begin_dependent, load4, mma, stream2, wait_for_inputs
 from mobiquant_core.kernels.plane_gemv import half_of, load_planes
 from mobiquant_core.kernels.sorted_tokens import PLAN, SLOTS
 
@@ -93,22 +93,9 @@ def _load_to(p_w, o_w, o_plane, m, deepest, K: tl.constexpr, MIXED: tl.constexpr
 
 
 @triton.jit
-def _ask(p_w, o_plane, NG, deepest, WARPS: tl.constexpr, STEPS: tl.constexpr, ASM: tl.constexpr):
-    """Brings the words of a warp's first steps near: its registers hold those of one step only, and load them late."""
-    i_thread = tl.arange(0, 32 * WARPS[0] * WARPS[1])
-    i_lane, i_group = i_thread % 32, i_thread // 32 % WARPS[1]
-    i_unit = (tl.program_id(0) * WARPS[0] + i_thread // (32 * WARPS[1])).to(tl.int64) * NG + i_group
-    # A plane's piece of one group is four cache lines.
-    o_line = i_unit * 128 + (i_lane // 4) * o_plane + (i_lane % 4) * 32
-    for i in tl.static_range(STEPS):
-        m_line = (i_lane < 4 * deepest) & (i_group + i * WARPS[1] < NG)
-        prefetch_l2(p_w, o_line + i * (128 * WARPS[1]), m_line.to(tl.int32), ASM)
-
-
-@triton.jit
 def _sums(
     p_w, p_r, p_x, p_m, o_plane, NG, deepest, K: tl.constexpr, MIXED: tl.constexpr, TT: tl.constexpr,
-    TILES: tl.constexpr, WARPS: tl.constexpr, AHEAD: tl.constexpr, ASM: tl.constexpr,
+    TILES: tl.constexpr, WARPS: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """Sums over this warp's groups: for every tile of tokens, rows 0-7 and rows 8-15 of its rows, [threads] each."""
     STEP: tl.constexpr = WARPS[1]
@@ -120,9 +107,7 @@ def _sums(
     o_x = (i_group * (256 * TILES) + i_lane * 4).to(tl.int64)
     o_m = (i_group * (16 * TILES) + (i_lane % 4) * 4).to(tl.int64)
     b_zero = tl.zeros_like(i_lane)
-    acc, ahead = (), ()
-    for tile in tl.static_range(AHEAD):
-        ahead = ahead + _tile_words(p_x, p_m, o_x, o_m, tile, ASM)
+    acc = ()
     for _ in tl.static_range(2 * TT):
         acc = acc + (b_zero.to(tl.float32),)  # noqa: RUF005
     m_now = (i_group < NG).to(tl.int32)
@@ -138,13 +123,7 @@ def _sums(
         r_next = stream2(p_r, o_r, m_next, ASM)
         new = ()
         for tile in tl.static_range(TT):
-            # So are the activations of the tiles after this one; the last step's are of groups that do not count.
-            if tile + AHEAD < TT:
-                ahead = ahead + _tile_words(p_x, p_m, o_x, o_m, tile + AHEAD, ASM)
-            else:
-                ahead = ahead + _tile_words(p_x, p_m, o_x + 256 * TILES * STEP, o_m + 16 * TILES * STEP,
-                                            tile + AHEAD - TT, ASM)  # fmt: skip
-            x, ahead = ahead[:12], ahead[12:]
+            x = _tile_words(p_x, p_m, o_x, o_m, tile, ASM)
             d = _product(a, x, MIXED, b_zero, ASM)
             b_scale, b_half = x[8].to(tl.float32, bitcast=True), x[9].to(tl.float32, bitcast=True)
             b_sum = x[10].to(tl.float32, bitcast=True)
@@ -205,8 +184,7 @@ def batch_gemv_kernel(
     """y[t] = W_depth[t] x[t] for some tiles of 16 rows.
 
     TT: tiles of tokens at one depth. WARPS: (tiles of rows, warps that share the groups of one tile).
-    FLAGS: (add to y, dependent launch: 1 early, 2 late, tiles whose activations are under way, steps
-    whose words are asked for at the start, inline assembly).
+    FLAGS: (add to y, dependent launch: 1 early, 2 late, inline assembly).
     """
     TILES: tl.constexpr = TT + SLICES - 1
     begin_dependent(FLAGS[1] == 1)
@@ -220,20 +198,17 @@ def batch_gemv_kernel(
     only = tl.load(p_plan + 2 * SLOTS + 2)
     # Plane offsets in words may pass 2^31.
     o_plane = o_plane.to(tl.int64)
-    if FLAGS[3] > 1:
-        _ask(p_w, o_plane, NG, deepest, WARPS, FLAGS[3], FLAGS[4])
-    y, none = (), ()
+    y = ()
     for _ in tl.static_range(16):
         y = y + (tl.zeros((32 * WARPS[0] * WARPS[1],), tl.float32),)  # noqa: RUF005
     none = y
     for k in tl.static_range(1, SLICES + 1):
         if only == k:
-            y = _sums(p_w, p_r, p_x, p_m, o_plane, NG, deepest, k, False, TT, TILES, WARPS, FLAGS[2],
-                      FLAGS[4]) + none[2 * TT :]  # fmt: skip
+            y = _sums(p_w, p_r, p_x, p_m, o_plane, NG, deepest, k, False, TT, TILES, WARPS, FLAGS[2]) + none[2 * TT :]
     for more in tl.static_range(SLICES):
         if (only == 0) & (tl.maximum(tiles, TT) == TT + more):
-            y = _sums(p_w, p_r, p_x, p_m, o_plane, NG, deepest, SLICES, True, TT + more, TILES, WARPS, FLAGS[2],
-                      FLAGS[4]) + none[2 * (TT + more) :]  # fmt: skip
+            y = _sums(p_w, p_r, p_x, p_m, o_plane, NG, deepest, SLICES, True, TT + more, TILES, WARPS,
+                      FLAGS[2]) + none[2 * (TT + more) :]  # fmt: skip
     begin_dependent(FLAGS[1] == 2)
     for first in tl.static_range(0, TILES, 4):
         if tiles > first:

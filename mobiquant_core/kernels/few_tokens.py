@@ -75,7 +75,7 @@ def multiply(
             packed.planes, packed.ranges, x.bytes.view(torch.int32), x.terms, x.plan, out, bias, shift, gain,
             packed.planes.stride(0), groups, x.bytes.shape[1], rows, *ends,
             TT=tiles_for(tokens), SLICES=packed.slices, WARPS=(together, tuning.split),
-            FLAGS=(add, _overlap(dependent, tuning), *tuning.ahead, asm), maxnreg=tuning.registers, **shared,
+            FLAGS=(add, _overlap(dependent, tuning), asm), maxnreg=tuning.registers, **shared,
         )  # fmt: skip
         return out
     plane_gemv_kernel[grid](

@@ -25,8 +25,6 @@ class Tuning:
     """Pieces of 4 kB of the first plane that a warp asks for before it knows the depth."""
     late: bool = False
     """Whether the next kernel may start only when this one's products are done, not at once."""
-    ahead: tuple[int, int] = (0, 8)
-    """From five tokens on: tiles whose activations a warp loads ahead, steps whose words it asks for at its start."""
     registers: int | None = None
     """Registers of a thread at most, from five tokens on: fewer let more warps share a multiprocessor."""
 
