@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from mobiquant_core.calibrate.end_to_end import EndToEndSettings
 
 
+LARGEST_IN_GRAPHS = 30_000_000
+"""Weights of a block whose steps run as CUDA graphs; the bundled model's blocks have 3 million, an 8B model's 218."""
+
+
 @dataclass(frozen=True)
 class BlockwiseSettings:
     """How long and how fast every block is fitted."""
@@ -121,7 +125,8 @@ def _fit_block(student: Student, layer: int, streams: Tensor, target: Tensor, se
     generator = torch.Generator().manual_seed(settings.seed + layer)
     stages = [(settings.base_steps, True), (settings.steps, False)] if student.config.depths > 1 else []
     for steps, base_only in stages or [(settings.base_steps + settings.steps, False)]:
-        gradients = Replayed(partial(_block_gradients, student, layer, parameters, base_only))
+        plain = partial(_block_gradients, student, layer, parameters, base_only)
+        gradients = Replayed(plain) if _waits_for_launches(student, layer) else plain
         depths = 1 if base_only else student.config.depths
         for step in range(steps):
             set_rates(optimizer, cosine_rate(step / steps))
@@ -135,6 +140,12 @@ def _fit_block(student: Student, layer: int, streams: Tensor, target: Tensor, se
             optimizer.step()
         # What is left of them lies in the graph's memory and would keep it.
         optimizer.zero_grad(set_to_none=True)
+
+
+def _waits_for_launches(student: Student, layer: int) -> bool:
+    """Whether a block is so small that its launches take longer than its arithmetic; a graph would only cost memory
+    where they do not."""
+    return sum(linear.weights for linear in student.linears_of(layer)) < LARGEST_IN_GRAPHS
 
 
 def _block_gradients(
