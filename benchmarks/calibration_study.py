@@ -151,7 +151,13 @@ class Study:
             steps=steps or arguments.steps or 1,
             seconds=None if steps or arguments.steps else arguments.seconds,
         )
-        known = {key: value for key, value in chosen.items() if hasattr(end_to_end, key)}
+        defaults = asdict(end_to_end)
+        # The command line gives floats; counts stay whole numbers.
+        known = {
+            key: int(value) if isinstance(defaults[key], int) else value
+            for key, value in chosen.items()
+            if key in defaults
+        }
         measured = 8 if arguments.smoke else 16
         return FullSettings(blockwise, replace(end_to_end, **known), scales, reach, measure_windows=measured)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from mobiquant_core.bench.timing import header
+from mobiquant_core.bench.timing import WARM_UPS, eager_microseconds, header
 from mobiquant_core.engine import Engine
 from mobiquant_core.loading import load_engine
 
@@ -49,18 +49,10 @@ def run(
 def device_milliseconds(engine: Engine, policy: str, position: int) -> float:
     """Median time of one replay under the thresholds of the last run: what is left is the host's share."""
     choose(engine, "captured")
-    with engine.lender.lend(engine.quantized.policy(policy), position + REPLAYS) as session:
+    with engine.lender.lend(engine.quantized.policy(policy), position + WARM_UPS + REPLAYS) as session:
         assert session is not None
         session.begin(position, (), ())
-        times = []
-        for _ in range(REPLAYS):
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            session.replay()
-            end.record()
-            torch.cuda.synchronize()
-            times.append(start.elapsed_time(end))
-    return statistics.median(times)
+        return eager_microseconds(session.replay, REPLAYS) / 1e3
 
 
 def measure(engine: Engine, tokens: int, rounds: int, policy: str) -> dict[str, Any]:

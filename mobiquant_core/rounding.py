@@ -38,12 +38,12 @@ def crossings(
     """(finest code beyond the edge a weight may cross, direction of that edge, distance to it in cells of its kind).
 
     Positions are in finest cells. An end of the range is no edge, nor is a base cell's border once base cells are
-    `settled`: it is infinitely far.
+    `settled`: it is infinitely far, and `reach` has no meaning.
     """
     pivot = cells_per_pivot(config)
     base = cells_per_base(config)
     size: Tensor | float = float(pivot)
-    if reach > 0 and base > pivot:
+    if reach > 0 and base > pivot and not settled:
         border = (position / base).round()
         near = (position / base - border).abs_() < reach
         near &= (border > 0) & (border < 2 ** config.slice_bits[0])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from mobiquant_core.token_scores import TokenScorer, leading_depths, non_increasing
@@ -221,13 +221,19 @@ class RoutingPass:
                 1 + sum(value > limits[first + head] for value in row) for head, row in enumerate(scores[0].tolist())
             ]
         limits = self._thresholds_on(scores.device)[first : first + scores.shape[1]]
-        counts = (scores > limits[:, None]).sum(-1, dtype=torch.uint8)
-        return (counts + 1).t().contiguous().unbind(0)
+        return depths_above(scores, limits).t().contiguous().unbind(0)
 
     def _thresholds_on(self, device: torch.device) -> Float[Tensor, " linears"]:
         if device not in self._thresholds:
             self._thresholds[device] = self.plan.thresholds.to(device)
         return self._thresholds[device]
+
+
+def depths_above(
+    scores: Float[Tensor, "tokens linears extra"], limits: Float[Tensor, " linears"]
+) -> UInt8[Tensor, "tokens linears"]:
+    """1 + the number of scores strictly above the linear's threshold."""
+    return (scores > limits[:, None]).sum(-1, dtype=torch.uint8) + 1
 
 
 class FixedDepth:

@@ -1,11 +1,11 @@
 """Tokens per second of a whole decode step at batch 1: random weights of a model's shape, one graph for all budgets."""
 
-import statistics
 from typing import Any
 
 import torch
 
 from mobiquant_core.bench.random_model import LLAMA_3_8B, random_weights
+from mobiquant_core.bench.timing import eager_microseconds
 from mobiquant_core.fast_decode.decoder import Decoder
 from mobiquant_core.fast_decode.step import Step
 from mobiquant_core.fast_decode.weights import StepShape
@@ -21,17 +21,7 @@ def step_microseconds(decoder: Decoder, repeats: int = 24) -> float:
     """Median time of one step, replayed back to back at growing positions."""
     replay = decoder.replay(False)
     decoder.step.buffers.position.fill_(PROMPT)
-    for _ in range(3):
-        replay()
-    times = []
-    for _ in range(repeats):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end) * 1e3)
-    return statistics.median(times)
+    return eager_microseconds(replay, repeats)
 
 
 def set_average(step: Step, bits: float) -> None:

@@ -43,9 +43,12 @@ def graph_microseconds(calls: Sequence[Callable[[], object]], repeats: int = 15)
     return statistics.median(times)
 
 
+WARM_UPS = 2
+
+
 def eager_microseconds(call: Callable[[], object], repeats: int = 10) -> float:
-    """Median time of one call with events around it: for work long enough to hide its launches."""
-    for _ in range(2):
+    """Median time of one call with events around it, after WARM_UPS others: for work that hides its launches."""
+    for _ in range(WARM_UPS):
         call()
     times = []
     for _ in range(repeats):

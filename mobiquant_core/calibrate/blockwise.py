@@ -152,11 +152,8 @@ def _block_gradients(
     student: Student, layer: int, parameters: list[Tensor], base_only: bool, inputs: Tensor, target: Tensor
 ) -> tuple[Tensor, ...]:
     """Gradients of the block's loss; the base slice alone needs no other depth."""
-    student.run.mode, student.run.parts = FIXED_DEPTHS, (inputs.shape[1],) if base_only else None
-    try:
+    with student.run.at_fixed_depths((inputs.shape[1],) if base_only else None):
         loss = _block_loss(student, layer, inputs, target)
-    finally:
-        student.run.parts = None
     return torch.autograd.grad(loss, parameters)
 
 

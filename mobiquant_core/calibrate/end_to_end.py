@@ -139,7 +139,14 @@ class EndToEnd:
         if self.routed:
             if self.schedule.table is None:
                 self._first_thresholds(batch)
-            drawn = self._draw(len(batch))
+            drawn = draw_budgets(
+                len(batch),
+                self.student.config,
+                self.settings.highest_budget,
+                self.budgets,
+                self.settings.crowding,
+                self.settings.lowest_windows,
+            )
             thresholds = self.schedule.at(drawn.to(self.device))
             batch = self._with_noise(batch)
         divergence, scores, fitted, routed = self.gradients(batch, thresholds)
@@ -167,17 +174,6 @@ class EndToEnd:
         """Whether this step runs one depth everywhere."""
         every = self.settings.fixed_every
         return self.routed and every > 0 and self.steps_done % every == every - 1
-
-    def _draw(self, count: int) -> Float[Tensor, " count"]:
-        settings = self.settings
-        return draw_budgets(
-            count,
-            self.student.config,
-            settings.highest_budget,
-            self.budgets,
-            settings.crowding,
-            int(settings.lowest_windows),
-        )
 
     def _apply(
         self, divergence: Tensor, fitted: Sequence[Tensor], routed: Sequence[Tensor | None], share_done: float
@@ -232,12 +228,8 @@ class EndToEnd:
     def _compute_fixed_gradients(self, batch: Tensor, first: float) -> tuple[Tensor, tuple[Tensor, ...]]:
         """(KL per window, gradients of what is fitted): each part of the windows runs at its depth everywhere."""
         wanted = self._teach(batch)
-        run = self.student.run
-        run.mode, run.parts = FIXED_DEPTHS, parts_of(len(batch), self.student.config.depths, first)
-        try:
+        with self.student.run.at_fixed_depths(parts_of(len(batch), self.student.config.depths, first)):
             divergence = kl_per_window(wanted, self.student.backbone.logits(batch))
-        finally:
-            run.parts = None
         return divergence.detach(), torch.autograd.grad(self._objective(divergence), self.fitted)
 
     @torch.no_grad()

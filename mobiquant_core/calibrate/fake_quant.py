@@ -38,9 +38,7 @@ class NestedWeights(torch.autograd.Function):
         ctx.config, ctx.reach = config, reach
         step, cells, _ = _cells(weight, low, high, home, config)
         code = cells.floor().clamp_(0, 2**config.total_bits - 1)
-        choice = None
-        if lean is not None and softness is not None:
-            choice = _Choice(cells, code, lean, softness, reach, home is not None, config)
+        choice = _choice(cells, code, lean, softness, reach, home is not None, config)
         stack = torch.empty(depths, *weight.shape, dtype=dtype, device=weight.device)
         for depth in range(depths):
             centre = _centre(code, choice, 2.0 ** (config.total_bits - config.bits_by_depth[depth]))
@@ -57,9 +55,7 @@ class NestedWeights(torch.autograd.Function):
         outside = (cells < 0) | (cells >= 2**config.total_bits)
         outside = outside if held is None else outside | held
         code = cells.floor().clamp_(0, 2**config.total_bits - 1)
-        choice = None
-        if lean is not None and softness is not None:
-            choice = _Choice(cells, code, lean, softness, ctx.reach, home is not None, config)
+        choice = _choice(cells, code, lean, softness, ctx.reach, home is not None, config)
         by_step, by_edge = torch.zeros_like(low), torch.zeros_like(low)
         by_weight = torch.zeros_like(cells) if ctx.needs_input_grad[0] else None
         by_share = torch.zeros_like(cells) if choice is not None else None
@@ -130,7 +126,7 @@ class _Choice:
         settled: bool,
         config: MobiQuantConfig,
     ) -> None:
-        self.moved, self.direction, distance = crossings(cells, config, 0.0 if settled else reach, settled)
+        self.moved, self.direction, distance = crossings(cells, config, reach, settled)
         self.code, self.softness = code, softness
         self.raw_share = (_grouped(lean, cells) * self.direction).sub_(distance).div_(2 * softness).add_(0.5)
         self.share = self.raw_share.clamp(0, 1)
@@ -145,6 +141,21 @@ class _Choice:
         return self.direction * undecided / (2 * self.softness)
 
 
+def _choice(
+    cells: Tensor,
+    code: Tensor,
+    lean: Tensor | None,
+    softness: Tensor | None,
+    reach: float,
+    settled: bool,
+    config: MobiQuantConfig,
+) -> _Choice | None:
+    """The choices of a matrix; None where rounding is not learnt."""
+    if lean is None or softness is None:
+        return None
+    return _Choice(cells, code, lean, softness, reach, settled, config)
+
+
 def leaning_residue(
     cells: Float[Tensor, "out groups size"],
     lean: Float[Tensor, "out in_features"],
@@ -156,7 +167,7 @@ def leaning_residue(
     settled = home is not None
     if home is not None:
         cells, _ = hold_at_home(cells, group_columns(home, config), config)
-    code = _leaning_code(cells, lean, config, 0.0 if settled else reach, settled)
+    code = _leaning_code(cells, lean, config, reach, settled)
     return ((code / cells_per_pivot(config)).floor_() % 2 ** residue_bits(reach, settled)).to(torch.uint8)
 
 

@@ -4,7 +4,8 @@ One object serves as teacher and student, so the weights are in memory once. It 
 is being minimised. Input scales divide the input here; the artefact folds them into the preceding norm.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -43,6 +44,15 @@ class Pass:
     """By canonical index of the linear, [batch, tokens, extra]: filled by a gated pass."""
     choose: Callable[["FitLinear", Tensor], Tensor] = lambda linear, x: torch.ones(x.shape[:2], device=x.device)
     """(linear, its input) -> depths [batch, tokens]: passes whose depths a policy chooses."""
+
+    @contextmanager
+    def at_fixed_depths(self, parts: tuple[int, ...] | None) -> Iterator[None]:
+        """Passes at fixed depths on such parts of the batch."""
+        self.mode, self.parts = FIXED_DEPTHS, parts
+        try:
+            yield
+        finally:
+            self.parts = None
 
 
 class FitSite:

@@ -18,7 +18,7 @@ from mobiquant_core.errors import KernelError
 from mobiquant_core.fast_decode.decoder import Decoder, replayable
 from mobiquant_core.kernels.step_statistics import LogitStatistics, residual_statistics
 from mobiquant_core.recording import TOP
-from mobiquant_core.routing import RoutingPlan
+from mobiquant_core.routing import RoutingPlan, depths_above
 
 if TYPE_CHECKING:
     from mobiquant_core.fast_decode.step import Step
@@ -99,9 +99,9 @@ class Session:
                 self._decoder.set_budget(plan.thresholds)
                 self._plan = plan
             return None
-        scores = plan.policy.position_scores(torch.tensor([self.position]))[0]  # type: ignore[union-attr]
-        self._decoder.set_budget(plan.thresholds, 1 + (scores > plan.thresholds.cpu()[:, None]).sum(-1))
-        return scores.float().numpy()
+        scores = plan.policy.position_scores(torch.tensor([self.position]))  # type: ignore[union-attr]
+        self._decoder.set_budget(plan.thresholds, depths_above(scores, plan.thresholds.cpu())[0])
+        return scores[0].float().numpy()
 
     def _run(self) -> None:
         """One token: what a GPU captures."""

@@ -114,14 +114,14 @@ def _prepare_output(p_y, p_direction, p_x, p_m, p_part, i_head, kv_heads, SIZES:
 
 
 @triton.jit
-def splits_for(position, SIZES: tl.constexpr):
+def _splits_for(position, SIZES: tl.constexpr):
     """How many programs share a key-value head's positions: adding up costs more than a few blocks do."""
     oldest = tl.maximum(position - SIZES[5] + 1, 0)
     return tl.minimum(tl.cdiv(position // SIZES[3] - oldest // SIZES[3] + 1, _BLOCKS), SIZES[4])
 
 
 @triton.jit
-def attend(
+def _attend(
     p_qkv, p_k, p_v, p_cos, p_qnorm, p_knorm, p_sums, p_count, p_y, p_direction, p_x, p_m, p_part,
     heads, kv_heads, room, position, i_head, i_split, splits, SIZES: tl.constexpr, FLAGS: tl.constexpr,
 ):  # fmt: skip
@@ -170,7 +170,7 @@ def attention_kernel(
     begin_dependent(FLAGS[0])
     wait_for_inputs(FLAGS[0])
     position = tl.load(p_position)
-    splits = splits_for(position, SIZES)
+    splits = _splits_for(position, SIZES)
     if tl.program_id(1) < splits:
-        attend(p_qkv, p_k, p_v, p_cos, p_qnorm, p_knorm, p_sums, p_count, p_y, p_direction, p_x, p_m, p_part,
-               heads, kv_heads, room, position, tl.program_id(0), tl.program_id(1), splits, SIZES, FLAGS)  # fmt: skip
+        _attend(p_qkv, p_k, p_v, p_cos, p_qnorm, p_knorm, p_sums, p_count, p_y, p_direction, p_x, p_m, p_part,
+                heads, kv_heads, room, position, tl.program_id(0), tl.program_id(1), splits, SIZES, FLAGS)  # fmt: skip

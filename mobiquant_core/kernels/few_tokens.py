@@ -66,10 +66,8 @@ def multiply(
         raise KernelError(f"3 fused weights are the most, not {len(packed.sections)}. Fuse fewer.")
     tuning = tuning_for(rows, groups, tokens, out.device) if tuning is None else tuning
     together, ends = _tiles_together(packed, tuning)
-    grid, shared = (
-        (packed.planes.shape[1] // together,),
-        {"num_warps": together * tuning.split, "launch_pdl": dependent},
-    )
+    grid = (packed.planes.shape[1] // together,)
+    shared = {"num_warps": together * tuning.split, "launch_pdl": dependent}
     if isinstance(x, SortedActivations):
         batch_gemv_kernel[grid](
             packed.planes, packed.ranges, x.bytes.view(torch.int32), x.terms, x.plan, out, bias, shift, gain,

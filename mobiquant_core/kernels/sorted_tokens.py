@@ -15,8 +15,7 @@ from torch import Tensor
 from mobiquant_core.kernels.activation import as_bytes
 
 _GROUPS_PER_PROGRAM = 8
-MOST_SPLIT = 8
-"""Warps of one tile at most: they read so many groups beyond the end, which exist but do not count."""
+"""A multiple of the warps of one tile, so that groups they read beyond the end are there, as zeros."""
 SLOTS: tl.constexpr = tl.constexpr(32)
 PLAN: tl.constexpr = tl.constexpr(72)
 
@@ -129,15 +128,15 @@ def sort(x: Float[Tensor, "tokens in_features"], depths: UInt8[Tensor, "sections
     tokens, in_features = x.shape
     sections, device = depths.shape[0], x.device
     groups = -(-in_features // (128 * _GROUPS_PER_PROGRAM)) * _GROUPS_PER_PROGRAM
-    tiles, padded = tiles_for(tokens) + slices - 1, groups + MOST_SPLIT
+    tiles = tiles_for(tokens) + slices - 1
     out = SortedActivations(
-        torch.empty(sections, padded, tiles, 1024, dtype=torch.int8, device=device),
-        torch.empty(sections, padded, tiles, 16, dtype=torch.int32, device=device),
+        torch.empty(sections, groups, tiles, 1024, dtype=torch.int8, device=device),
+        torch.empty(sections, groups, tiles, 16, dtype=torch.int32, device=device),
         torch.empty(sections, PLAN.value, dtype=torch.int32, device=device),
         tokens,
     )
     sort_kernel[(tokens, groups // _GROUPS_PER_PROGRAM, sections)](
-        x.contiguous(), depths.contiguous(), out.bytes, out.terms, out.plan, in_features, padded, tokens,
+        x.contiguous(), depths.contiguous(), out.bytes, out.terms, out.plan, in_features, groups, tokens,
         TILES=tiles, GROUPS=_GROUPS_PER_PROGRAM, num_warps=4,
     )  # fmt: skip
     return out
