@@ -18,7 +18,7 @@ from mobiquant_core.kernels.lanes import (
     stream4,
     wait_for_inputs,
 )
-from mobiquant_core.kernels.route import decide
+from mobiquant_core.kernels.route import decide, router_constants
 
 _LOW: tl.constexpr = tl.constexpr(0x03030303)
 
@@ -305,9 +305,10 @@ def routed_gemv_kernel(
     first_tile = tl.program_id(0) * WARPS[0]
     head = (first_tile >= WARPS[3]).to(tl.int32) + (first_tile >= WARPS[4]).to(tl.int32)
     new_head = (first_tile == 0) | (first_tile == WARPS[3]) | (first_tile == WARPS[4])
+    constants = router_constants(p_small, p_control, head, FLAGS[6])
     wait_for_inputs(FLAGS[2] > 0)
-    depth, scale = decide(p_part, p_small, p_control, p_record, width, eps, head, new_head, FLAGS[5], FLAGS[6],
-                          FLAGS[7])  # fmt: skip
+    depth, scale = decide(p_part, p_record, constants, width, eps, head, new_head, FLAGS[5], FLAGS[6], FLAGS[7],
+                          p_small is not None)  # fmt: skip
     o_plane = o_plane.to(tl.int64)
     b_y0, b_y1 = _at_one_depth(p_w, p_r, p_x, p_m, o_plane, NG, 1, depth, WARPS[2], UNITS, WARPS, FLAGS[1], FLAGS[4])
     begin_dependent(FLAGS[2] == 2)

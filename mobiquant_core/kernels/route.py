@@ -78,9 +78,28 @@ def prepare_kernel(
 
 
 @triton.jit
+def router_constants(p_small, p_control, head, HIDDEN: tl.constexpr):
+    """What the decision at linear `head` reads besides its parts: (threshold, fixed depth or 0), and the router's
+    second layer. No kernel of a step writes it, so it is on its way while the kernel before still runs."""
+    constants = (tl.load(p_control + 4 * head), tl.load(p_control + 4 * head + 1))
+    if p_small is not None:
+        i_lane = tl.arange(0, 2 * HIDDEN)
+        m_hidden = i_lane < HIDDEN
+        for row in tl.static_range(3):
+            constants = constants + (tl.load(p_small + row * HIDDEN + i_lane, mask=m_hidden, other=0.0),)  # noqa: RUF005
+        p_base = p_small + 3 * HIDDEN
+        p_row = p_base + HEADS * EXTRA
+        for extra in tl.static_range(EXTRA):
+            i_score = head + extra * HEADS
+            b_row = tl.load(p_row + i_score * HIDDEN + i_lane, mask=m_hidden, other=0.0)
+            constants = constants + (b_row, tl.load(p_base + i_score))  # noqa: RUF005
+    return constants
+
+
+@triton.jit
 def decide(
-    p_part, p_small, p_control, p_record, width, eps, head, record, PARTS: tl.constexpr, HIDDEN: tl.constexpr,
-    MODE: tl.constexpr,
+    p_part, p_record, constants, width, eps, head, record, PARTS: tl.constexpr, HIDDEN: tl.constexpr,
+    MODE: tl.constexpr, ROUTED: tl.constexpr,
 ):  # fmt: skip
     """(depth, 1 / rms) of the token at linear `head` of the site; every program finds them for itself.
 
@@ -95,35 +114,45 @@ def decide(
         b_peak = tl.maximum(b_peak, b_part)
     scale = 1.0
     if MODE == NORM:
-        scale = tl.rsqrt(tl.sum(tl.where(i_lane == HIDDEN + 2, b_sum, 0.0), 0) / width + eps)
-    depth = tl.load(p_control + 4 * head + 1).to(tl.int32)
-    if p_small is not None:
-        chosen = _score(p_small, p_control, p_record, b_sum, b_peak, scale, width, head, record, HIDDEN)
+        scale = tl.rsqrt(_element(b_sum, HIDDEN + 2) / width + eps)
+    depth = constants[1].to(tl.int32)
+    if ROUTED:
+        chosen = _score(p_record, constants, b_sum, b_peak, scale, width, head, record, HIDDEN)
         depth = tl.where(depth > 0, depth, chosen)
     tl.store(p_record + 4 * head + EXTRA, depth.to(tl.float32), mask=record)
     return depth, scale
 
 
 @triton.jit
-def _score(p_small, p_control, p_record, b_sum, b_peak, scale, width, head, record, HIDDEN: tl.constexpr):
+def _element(b_x, INDEX: tl.constexpr):
+    """One element of a tensor, which must not be negative: as integers, whose largest a warp finds in one instruction.
+
+    A sum of floats would take five steps of a shuffle and an addition, on the way to the first weight.
+    """
+    b_bits = tl.where(tl.arange(0, b_x.numel) == INDEX, b_x.to(tl.int32, bitcast=True), 0)
+    return tl.max(b_bits, 0).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _add3(a0, a1, a2, b0, b1, b2):
+    return a0 + b0, a1 + b1, a2 + b2
+
+
+@triton.jit
+def _score(p_record, constants, b_sum, b_peak, scale, width, head, record, HIDDEN: tl.constexpr):
     """The router's second layer: the depth by its scores, which are recorded."""
-    i_lane = tl.arange(0, 2 * HIDDEN)
-    m_hidden = i_lane < HIDDEN
-    squares = tl.maximum(tl.sum(tl.where(i_lane == HIDDEN, b_sum, 0.0), 0), 1e-30)
-    peak = tl.maximum(tl.sum(tl.where(i_lane == HIDDEN + 1, b_peak, 0.0), 0), 1e-30)
-    b_pre = tl.load(p_small + 2 * HIDDEN + i_lane, mask=m_hidden, other=0.0)
-    b_pre += b_sum * tl.sqrt(width.to(tl.float32) / squares)
-    b_pre += tl.load(p_small + i_lane, mask=m_hidden, other=0.0) * tl.log(tl.sqrt(squares) * scale)
-    b_pre += tl.load(p_small + HIDDEN + i_lane, mask=m_hidden, other=0.0) * tl.log(peak * scale)
-    b_hidden = tl.where(m_hidden, b_pre * tl.sigmoid(b_pre), 0.0)
-    limit = tl.load(p_control + 4 * head)
-    p_small += 3 * HIDDEN
+    squares = tl.maximum(_element(b_sum, HIDDEN), 1e-30)
+    peak = tl.maximum(_element(b_peak, HIDDEN + 1), 1e-30)
+    b_pre = constants[4] + b_sum * tl.sqrt(width.to(tl.float32) / squares)
+    b_pre += constants[2] * tl.log(tl.sqrt(squares) * scale)
+    b_pre += constants[3] * tl.log(peak * scale)
+    b_hidden = tl.where(tl.arange(0, 2 * HIDDEN) < HIDDEN, b_pre * tl.sigmoid(b_pre), 0.0)
+    # Three sums at once: their shuffles overlap.
+    sums = tl.reduce((constants[5] * b_hidden, constants[7] * b_hidden, constants[9] * b_hidden), 0, _add3)
     least = float("inf")
     depth = 1
     for extra in tl.static_range(EXTRA):
-        i_score = head + extra * HEADS
-        b_row = tl.load(p_small + HEADS * EXTRA + i_score * HIDDEN + i_lane, mask=m_hidden, other=0.0)
-        least = tl.minimum(least, tl.sum(b_row * b_hidden, 0) + tl.load(p_small + i_score))
-        depth += (least > limit).to(tl.int32)
+        least = tl.minimum(least, sums[extra] + constants[6 + 2 * extra])
+        depth += (least > constants[0]).to(tl.int32)
         tl.store(p_record + 4 * head + extra, least, mask=record)
     return depth
