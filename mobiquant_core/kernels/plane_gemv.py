@@ -192,24 +192,47 @@ def _depth_of(p_depth, i_token, tokens, TOKENS: tl.constexpr):
 
 
 @triton.jit
-def _store_rows(p_y, p_bias, p_shift, p_gain, b_depth, b_y, HALF: tl.constexpr, rows, tokens, ADD: tl.constexpr,
-                TILES: tl.constexpr, SPLIT: tl.constexpr):  # fmt: skip
-    """Adds up the warps; gain, bias and shift of each token's depth; adds what is already in y if asked."""
-    b_y = tl.sum(tl.reshape(b_y, (TILES, SPLIT, 32)), 1)
+def _outputs(HALF: tl.constexpr, tokens, rows, TILES: tl.constexpr):
+    """(offset in y, row, whether it exists) of what every lane holds of a half of its tile's rows: [tiles, lanes]."""
     i_lane = tl.arange(0, 32)[None, :]
     i_token = i_lane % 4
     i_row = (tl.program_id(0) * TILES + tl.arange(0, TILES)[:, None]) * 16 + 8 * HALF + i_lane // 4
-    m_y = (i_token < tokens) & (i_row < rows)
-    o_y = i_token.to(tl.int64) * rows + i_row
-    if p_gain is not None:
-        b_y *= tl.load(p_gain + (b_depth - 1) * rows + i_row, mask=m_y, other=0.0).to(tl.float32)
-    if p_bias is not None:
-        b_y += tl.load(p_bias + i_row, mask=i_row < rows, other=0.0).to(tl.float32)
-    if p_shift is not None:
-        b_y += tl.load(p_shift + (b_depth - 1) * rows + i_row, mask=m_y, other=0.0).to(tl.float32)
-    if ADD:
-        b_y += tl.load(p_y + o_y, mask=m_y, other=0.0).to(tl.float32)
-    tl.store(p_y + o_y, b_y.to(p_y.dtype.element_ty), mask=m_y)
+    return i_token.to(tl.int64) * rows + i_row, i_row, (i_token < tokens) & (i_row < rows)
+
+
+@triton.jit
+def _row_terms(p_y, p_bias, p_shift, p_gain, b_depth, rows, tokens, ADD: tl.constexpr, TILES: tl.constexpr):
+    """(gain, bias, shift, what is in y already) for each token's depth, of one half of the rows and then the other."""
+    terms = ()
+    for half in tl.static_range(2):
+        o_y, i_row, m_y = _outputs(half, tokens, rows, TILES)
+        b_gain, b_bias, b_shift, b_old = 1.0, 0.0, 0.0, 0.0
+        if p_gain is not None:
+            b_gain = tl.load(p_gain + (b_depth - 1) * rows + i_row, mask=m_y, other=0.0).to(tl.float32)
+        if p_bias is not None:
+            b_bias = tl.load(p_bias + i_row, mask=i_row < rows, other=0.0).to(tl.float32)
+        if p_shift is not None:
+            b_shift = tl.load(p_shift + (b_depth - 1) * rows + i_row, mask=m_y, other=0.0).to(tl.float32)
+        if ADD:
+            b_old = tl.load(p_y + o_y, mask=m_y, other=0.0).to(tl.float32)
+        terms = terms + (b_gain, b_bias, b_shift, b_old)  # noqa: RUF005
+    return terms
+
+
+@triton.jit
+def _add2(a0, a1, b0, b1):
+    return a0 + b0, a1 + b1
+
+
+@triton.jit
+def _store_rows(p_y, b_y0, b_y1, terms, rows, tokens, TILES: tl.constexpr, SPLIT: tl.constexpr):
+    """Adds up the warps, and to their sums what `_row_terms` gave."""
+    # Both halves in one reduction, so that the warps meet half as often.
+    sums = tl.reduce((tl.reshape(b_y0, (TILES, SPLIT, 32)), tl.reshape(b_y1, (TILES, SPLIT, 32))), 1, _add2)
+    for half in tl.static_range(2):
+        o_y, _, m_y = _outputs(half, tokens, rows, TILES)
+        b_y = sums[half] * terms[4 * half] + terms[4 * half + 1] + terms[4 * half + 2] + terms[4 * half + 3]
+        tl.store(p_y + o_y, b_y.to(p_y.dtype.element_ty), mask=m_y)
 
 
 @triton.jit
@@ -283,9 +306,8 @@ def plane_gemv_kernel(
     begin_dependent(FLAGS[2] == 2)
     i_token = tl.arange(0, 32)[None, :] % 4
     b_depth = tl.load(p_depth + i_token, mask=i_token < tokens, other=1).to(tl.int32)
-    for half in tl.static_range(2):
-        _store_rows(p_y, p_bias, p_shift, p_gain, b_depth, b_y0 if half == 0 else b_y1, half, rows, tokens, FLAGS[0],
-                    WARPS[0], WARPS[1])  # fmt: skip
+    terms = _row_terms(p_y, p_bias, p_shift, p_gain, b_depth, rows, tokens, FLAGS[0], WARPS[0])
+    _store_rows(p_y, b_y0, b_y1, terms, rows, tokens, WARPS[0], WARPS[1])
 
 
 @triton.jit
@@ -309,10 +331,9 @@ def routed_gemv_kernel(
     wait_for_inputs(FLAGS[2] > 0)
     depth, scale = decide(p_part, p_record, constants, width, eps, head, new_head, FLAGS[5], FLAGS[6], FLAGS[7],
                           p_small is not None)  # fmt: skip
+    # What is added to the product comes in while it is made.
+    terms = _row_terms(p_y, p_bias, p_shift, p_gain, depth, rows, 1, FLAGS[0], WARPS[0])
     o_plane = o_plane.to(tl.int64)
     b_y0, b_y1 = _at_one_depth(p_w, p_r, p_x, p_m, o_plane, NG, 1, depth, WARPS[2], UNITS, WARPS, FLAGS[1], FLAGS[4])
     begin_dependent(FLAGS[2] == 2)
-    b_depth = tl.full((1, 32), 0, tl.int32) + depth
-    for half in tl.static_range(2):
-        _store_rows(p_y, p_bias, p_shift, p_gain, b_depth, (b_y0 if half == 0 else b_y1) * scale, half, rows, 1,
-                    FLAGS[0], WARPS[0], WARPS[1])  # fmt: skip
+    _store_rows(p_y, b_y0 * scale, b_y1 * scale, terms, rows, 1, WARPS[0], WARPS[1])
