@@ -109,8 +109,9 @@ def multiply_routed(
         router.small, router.control, router.record, packed.planes.stride(0), packed.in_features, rows,
         router.norm_eps,
         UNITS=tuning.units, WARPS=(together, tuning.split, packed.slices, *ends),
-        FLAGS=(add, groups & -groups, _overlap(dependent, tuning), tuning.pieces, asm, router.count, router.hidden,
-               router.mode),
+        FLAGS=(add, groups & -groups, _overlap(dependent, tuning), tuning.pieces,
+               int(asm) + (asm and tuning.evict), router.count, router.hidden, router.mode, tuning.held,
+               tuning.guess and tuning.pieces > 0),
         num_warps=together * tuning.split, launch_pdl=dependent,
     )  # fmt: skip
     return out

@@ -18,7 +18,7 @@ from mobiquant_core.kernels.lanes import (
     stream4,
     wait_for_inputs,
 )
-from mobiquant_core.kernels.route import decide, router_constants
+from mobiquant_core.kernels.route import decide, router_constants, sum_parts
 
 _LOW: tl.constexpr = tl.constexpr(0x03030303)
 
@@ -106,31 +106,80 @@ def _row_sum(b_acc, b_range, b_high, b_low, b_scale, b_sum, b_middle):
 
 
 @triton.jit
-def _tiles(
-    p_w, p_r, p_x, p_m, o_plane, NG, tokens, present, b_depth, b_middle,
-    K: tl.constexpr, MIXED: tl.constexpr, U: tl.constexpr, TILES: tl.constexpr,
-    SPLIT: tl.constexpr, EVEN: tl.constexpr, ASM: tl.constexpr,
-):  # fmt: skip
-    """Sums over this warp's groups for every lane's token: rows 0-7 and rows 8-15 of its tile, [threads] each."""
-    THREADS: tl.constexpr = 32 * TILES * SPLIT
-    STEP: tl.constexpr = SPLIT * U
-    SCALE: tl.constexpr = 4.0 ** (1 - K)
-    i_thread = tl.arange(0, THREADS)[None, :]
+def _weight_offsets(NG, U: tl.constexpr, TILES: tl.constexpr, SPLIT: tl.constexpr):
+    """(words, ranges, group of a warp's first step, which of its U groups); the threads are the last axis."""
+    i_thread = tl.arange(0, 32 * TILES * SPLIT)[None, :]
     i_lane, i_own = i_thread % 32, tl.arange(0, U)[:, None]
     i_tile = tl.program_id(0) * TILES + i_thread // (32 * SPLIT)
     i_group = (i_thread // 32 % SPLIT) * U
-    i_column = tl.minimum(i_lane // 8, tokens - 1) * 2 + (i_lane // 4) % 2
-    i_token = tl.minimum(i_lane % 4, tokens - 1)
     # One running offset per thread; what differs between its groups is a constant the compiler folds into the load.
     i_unit = i_tile.to(tl.int64) * NG + i_group
-    o_w, o_r = i_unit * 128 + i_lane * 4, i_unit * 16 + (i_lane // 4) * 2
+    return i_unit * 128 + i_lane * 4, i_unit * 16 + (i_lane // 4) * 2, i_group, i_own
+
+
+@triton.jit
+def _input_offsets(NG, tokens, i_group, THREADS: tl.constexpr):
+    """(bytes, scales) of a warp's first step."""
+    i_lane = tl.arange(0, THREADS)[None, :] % 32
+    i_column = tl.minimum(i_lane // 8, tokens - 1) * 2 + (i_lane // 4) % 2
+    i_token = tl.minimum(i_lane % 4, tokens - 1)
     o_x = ((i_column * NG + i_group) * 32 + (i_lane % 4) * 8).to(tl.int64)
-    o_m = ((i_token * NG + i_group) * 2).to(tl.int64)
+    return o_x, ((i_token * NG + i_group) * 2).to(tl.int64)
+
+
+@triton.jit
+def _inputs(p_x, p_m, o_x, o_m, i_own, m_here, ASM: tl.constexpr):
+    """Bytes of a step's groups, then (scale, sum); scales of groups that do not exist are zero."""
+    o_here = tl.where(m_here != 0, o_x + i_own * 32, 0)
+    b_scale, b_sum = load2_or_zero(p_m, o_m + i_own * 2, m_here, ASM)
+    return load4(p_x, o_here, ASM) + load4(p_x, o_here + 4, ASM) + (b_scale, b_sum)
+
+
+@triton.jit
+def _first_weights(
+    p_w, p_r, NG, UNITS: tl.constexpr, TILES: tl.constexpr, SPLIT: tl.constexpr, ASM: tl.constexpr
+):  # fmt: skip
+    """(words, ranges) of the first step at depth 1."""
+    o_w, o_r, i_group, i_own = _weight_offsets(NG, UNITS[0], TILES, SPLIT)
+    m_now = tl.broadcast_to((i_group + i_own < NG).to(tl.int32), (UNITS[0], 32 * TILES * SPLIT))
+    return stream4(p_w, o_w + i_own * 128, m_now, ASM), stream2(p_r, o_r + i_own * 16, m_now, ASM > 0)
+
+
+@triton.jit
+def _first_inputs(
+    p_x, p_m, NG, UNITS: tl.constexpr, TILES: tl.constexpr, SPLIT: tl.constexpr, ASM: tl.constexpr
+):  # fmt: skip
+    """Inputs of the first step of one token at depth 1."""
+    THREADS: tl.constexpr = 32 * TILES * SPLIT
+    _, _, i_group, i_own = _weight_offsets(NG, UNITS[0], TILES, SPLIT)
+    o_x, o_m = _input_offsets(NG, 1, i_group, THREADS)
+    m_now = tl.broadcast_to((i_group + i_own < NG).to(tl.int32), (UNITS[0], THREADS))
+    return _inputs(p_x, p_m, o_x, o_m, i_own, m_now, ASM)
+
+
+@triton.jit
+def _tiles(
+    p_w, p_r, p_x, p_m, o_plane, NG, tokens, present, b_depth, b_middle, first,
+    K: tl.constexpr, MIXED: tl.constexpr, U: tl.constexpr, TILES: tl.constexpr,
+    SPLIT: tl.constexpr, EVEN: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
+    """Sums over this warp's groups for every lane's token: rows 0-7 and rows 8-15 of its tile, [threads] each.
+
+    `first`: (words, ranges, inputs) of the first step where they are on their way already, or None.
+    """
+    THREADS: tl.constexpr = 32 * TILES * SPLIT
+    STEP: tl.constexpr = SPLIT * U
+    SCALE: tl.constexpr = 4.0 ** (1 - K)
+    o_w, o_r, i_group, i_own = _weight_offsets(NG, U, TILES, SPLIT)
+    o_x, o_m = _input_offsets(NG, tokens, i_group, THREADS)
     b_zero = tl.zeros((U, THREADS), tl.int32)
     b_acc0, b_acc1 = b_zero.to(tl.float32), b_zero.to(tl.float32)
-    m_now = tl.broadcast_to((i_group + i_own < NG).to(tl.int32), (U, THREADS))
-    w = load_planes(p_w, o_w + i_own * 128, o_plane, m_now, K, ASM)
-    r = stream2(p_r, o_r + i_own * 16, m_now, ASM)
+    if first is not None:
+        w, r, x = first[0], first[1], first[2]
+    else:
+        m_now = tl.broadcast_to((i_group + i_own < NG).to(tl.int32), (U, THREADS))
+        w = load_planes(p_w, o_w + i_own * 128, o_plane, m_now, K, ASM)
+        r = stream2(p_r, o_r + i_own * 16, m_now, ASM > 0)
     steps = tl.cdiv(NG, STEP)
     for i in range(steps):
         # The words of the next step are on their way while those of this step are multiplied.
@@ -139,18 +188,18 @@ def _tiles(
         o_w += 128 * STEP
         o_r += 16 * STEP
         w_next = load_planes(p_w, o_w + i_own * 128, o_plane, m_next, K, ASM)
-        r_next = stream2(p_r, o_r + i_own * 16, m_next, ASM)
+        r_next = stream2(p_r, o_r + i_own * 16, m_next, ASM > 0)
         m_here = tl.full((U, THREADS), 1, tl.int32)
-        o_here = o_x + i_own * 32
         if not EVEN:
             m_here = (i_group + i_own + i * STEP < NG).to(tl.int32)
-            o_here = tl.where(m_here != 0, o_here, tl.zeros_like(o_here))
-        b_scale, b_sum = load2_or_zero(p_m, o_m + i_own * 2, m_here, ASM)
-        x = load4(p_x, o_here, ASM) + load4(p_x, o_here + 4, ASM)
+        if first is None:
+            x = _inputs(p_x, p_m, o_x, o_m, i_own, m_here, ASM)
+        elif i > 0:
+            x = _inputs(p_x, p_m, o_x, o_m, i_own, m_here, ASM)
         d = _integer_products(w, x, present, b_depth, b_zero, K, MIXED, ASM)
-        b_scale *= SCALE
-        b_acc0 = _row_sum(b_acc0, r[0], d[0], d[1], b_scale, b_sum, b_middle)
-        b_acc1 = _row_sum(b_acc1, r[1], d[2], d[3], b_scale, b_sum, b_middle)
+        b_scale = x[8] * SCALE
+        b_acc0 = _row_sum(b_acc0, r[0], d[0], d[1], b_scale, x[9], b_middle)
+        b_acc1 = _row_sum(b_acc1, r[1], d[2], d[3], b_scale, x[9], b_middle)
         o_x += 32 * STEP
         o_m += 2 * STEP
         w, r = w_next, r_next
@@ -159,14 +208,14 @@ def _tiles(
 
 @triton.jit
 def _tiles_at(
-    p_w, p_r, p_x, p_m, o_plane, NG, tokens, K: tl.constexpr, UNITS: tl.constexpr, TILES: tl.constexpr,
+    p_w, p_r, p_x, p_m, o_plane, NG, tokens, first, K: tl.constexpr, UNITS: tl.constexpr, TILES: tl.constexpr,
     SPLIT: tl.constexpr, POWER: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """The tiles where all tokens have depth K, so many groups at once as this depth has registers for."""
     EVEN: tl.constexpr = POWER % (SPLIT * UNITS[K - 1]) == 0
     MIDDLE: tl.constexpr = 2.0 ** (1 - 2 * K)
     return _tiles(
-        p_w, p_r, p_x, p_m, o_plane, NG, tokens, 0, 0, MIDDLE, K, False, UNITS[K - 1], TILES, SPLIT, EVEN, ASM
+        p_w, p_r, p_x, p_m, o_plane, NG, tokens, 0, 0, MIDDLE, first, K, False, UNITS[K - 1], TILES, SPLIT, EVEN, ASM
     )  # fmt: skip
 
 
@@ -236,18 +285,30 @@ def _store_rows(p_y, b_y0, b_y1, terms, rows, tokens, TILES: tl.constexpr, SPLIT
 
 
 @triton.jit
-def _prefetch(p_w, NG, LINES: tl.constexpr, TILES: tl.constexpr, SPLIT: tl.constexpr, ASM: tl.constexpr):
-    """The first plane is needed at every depth: ask for its first 4 LINES kB per warp before the depth is known."""
+def _prefetch(
+    p_w, p_r, o_plane, NG, planes, LINES: tl.constexpr, MOST: tl.constexpr, TILES: tl.constexpr, SPLIT: tl.constexpr,
+    ASM: tl.constexpr,
+):  # fmt: skip
+    """Ask for the first 4 LINES kB of `planes` planes, and for their ranges, before the depth is known.
+
+    Every depth needs the first plane; more are a guess, and a wrong one costs no more than the bytes.
+    """
     i_thread = tl.arange(0, 32 * TILES * SPLIT)[None, :]
     i_piece = i_thread // 32 % SPLIT + tl.arange(0, LINES)[:, None] * SPLIT
+    i_tile = (tl.program_id(0) * TILES + i_thread // (32 * SPLIT)).to(tl.int64)
     i_line = i_piece * 32 + i_thread % 32
-    i_tile = tl.program_id(0) * TILES + i_thread // (32 * SPLIT)
-    prefetch_l2(p_w, i_tile.to(tl.int64) * NG * 128 + i_line * 32, (i_line < NG * 4).to(tl.int32), ASM)
+    for plane in tl.static_range(MOST):
+        m_line = (i_line < NG * 4) & (plane < planes)
+        prefetch_l2(p_w, plane * o_plane + i_tile * NG * 128 + i_line * 32, m_line.to(tl.int32), ASM)
+    # A line holds the ranges of two groups.
+    i_line = i_piece * 4 + i_thread % 32
+    m_line = (i_thread % 32 < 4) & (i_line * 2 < NG)
+    prefetch_l2(p_r, i_tile * NG * 16 + i_line * 32, m_line.to(tl.int32), ASM)
 
 
 @triton.jit
 def _at_one_depth(
-    p_w, p_r, p_x, p_m, o_plane, NG, tokens, depth, SLICES: tl.constexpr, UNITS: tl.constexpr,
+    p_w, p_r, p_x, p_m, o_plane, NG, tokens, depth, first, SLICES: tl.constexpr, UNITS: tl.constexpr,
     WARPS: tl.constexpr, POWER: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """The loop compiled for `depth`, chosen on the device; zeros for a depth that is none."""
@@ -256,7 +317,8 @@ def _at_one_depth(
     for k in tl.static_range(1, SLICES + 1):
         if depth == k:
             b_y0, b_y1 = _tiles_at(
-                p_w, p_r, p_x, p_m, o_plane, NG, tokens, k, UNITS, WARPS[0], WARPS[1], POWER, ASM
+                p_w, p_r, p_x, p_m, o_plane, NG, tokens, first if k == 1 else None, k, UNITS, WARPS[0], WARPS[1],
+                POWER, ASM,
             )  # fmt: skip
     return b_y0, b_y1
 
@@ -272,7 +334,7 @@ def _mixed(
     b_own = _depth_of(p_depth, tl.minimum(i_lane % 4, tokens - 1), tokens, TOKENS)
     b_middle = tl.exp2((1 - 2 * b_own).to(tl.float32))
     return _tiles(
-        p_w, p_r, p_x, p_m, o_plane, NG, tokens, present, b_depth, b_middle, K, True, 1, WARPS[0], WARPS[1],
+        p_w, p_r, p_x, p_m, o_plane, NG, tokens, present, b_depth, b_middle, None, K, True, 1, WARPS[0], WARPS[1],
         EVEN, ASM,
     )  # fmt: skip
 
@@ -290,14 +352,14 @@ def plane_gemv_kernel(
     """
     begin_dependent(FLAGS[2] == 1)
     if FLAGS[3] > 0:
-        _prefetch(p_w, NG, FLAGS[3], WARPS[0], WARPS[1], FLAGS[4])
+        _prefetch(p_w, p_r, 0, NG, 1, FLAGS[3], 1, WARPS[0], WARPS[1], FLAGS[4])
     wait_for_inputs(FLAGS[2] > 0)
     first_tile = tl.program_id(0) * WARPS[0]
     p_depth += ((first_tile >= end0).to(tl.int32) + (first_tile >= end1).to(tl.int32)) * tokens
     low, high, present = _depths_present(p_depth, tokens, TOKENS)
     # Plane offsets in words may pass 2^31.
     o_plane = o_plane.to(tl.int64)
-    b_y0, b_y1 = _at_one_depth(p_w, p_r, p_x, p_m, o_plane, NG, tokens, tl.where(low == high, low, 0), SLICES, UNITS,
+    b_y0, b_y1 = _at_one_depth(p_w, p_r, p_x, p_m, o_plane, NG, tokens, tl.where(low == high, low, 0), None, SLICES, UNITS,
                                WARPS, FLAGS[1], FLAGS[4])  # fmt: skip
     for k in tl.static_range(2, SLICES + 1 if TOKENS > 1 else 2):
         if (low != high) & (high == k):
@@ -318,22 +380,36 @@ def routed_gemv_kernel(
     """y = W_depth x for one token; the depth follows from the router's parts (route.py), found by every program.
 
     WARPS: (tiles, split, slices, first tiles of the second and third section). FLAGS: as in plane_gemv_kernel, then
-    (router parts, hidden, mode).
+    (router parts, hidden, mode, first weights held in registers, planes of the depth before asked for).
     """
     begin_dependent(FLAGS[2] == 1)
     NG = tl.cdiv(width, 128)
-    if FLAGS[3] > 0:
-        _prefetch(p_w, NG, FLAGS[3], WARPS[0], WARPS[1], FLAGS[4])
+    # Plane offsets in words may pass 2^31.
+    o_plane = o_plane.to(tl.int64)
     first_tile = tl.program_id(0) * WARPS[0]
     head = (first_tile >= WARPS[3]).to(tl.int32) + (first_tile >= WARPS[4]).to(tl.int32)
     new_head = (first_tile == 0) | (first_tile == WARPS[3]) | (first_tile == WARPS[4])
+    # What no kernel of a step writes is on its way while the kernel before this one still runs.
+    if FLAGS[8]:
+        weights = _first_weights(p_w, p_r, NG, UNITS, WARPS[0], WARPS[1], FLAGS[4])
     constants = router_constants(p_small, p_control, head, FLAGS[6])
+    if FLAGS[9]:
+        # The token before had this depth; whether the number is of that token or of this one does not matter here.
+        planes = tl.load(p_record + 4 * head + 3).to(tl.int32)
+        _prefetch(p_w, p_r, o_plane, NG, tl.maximum(planes, 1), FLAGS[3], WARPS[2], WARPS[0], WARPS[1], FLAGS[4])
+    elif FLAGS[3] > 0:
+        _prefetch(p_w, p_r, 0, NG, 1, FLAGS[3], 1, WARPS[0], WARPS[1], FLAGS[4])
     wait_for_inputs(FLAGS[2] > 0)
-    depth, scale = decide(p_part, p_record, constants, width, eps, head, new_head, FLAGS[5], FLAGS[6], FLAGS[7],
+    b_sum, b_peak = sum_parts(p_part, FLAGS[5], FLAGS[6])
+    first = None
+    if FLAGS[8]:
+        first = weights + (_first_inputs(p_x, p_m, NG, UNITS, WARPS[0], WARPS[1], FLAGS[4]),)  # noqa: RUF005
+    depth, scale = decide(p_record, constants, b_sum, b_peak, width, eps, head, new_head, FLAGS[6], FLAGS[7],
                           p_small is not None)  # fmt: skip
     # What is added to the product comes in while it is made.
     terms = _row_terms(p_y, p_bias, p_shift, p_gain, depth, rows, 1, FLAGS[0], WARPS[0])
-    o_plane = o_plane.to(tl.int64)
-    b_y0, b_y1 = _at_one_depth(p_w, p_r, p_x, p_m, o_plane, NG, 1, depth, WARPS[2], UNITS, WARPS, FLAGS[1], FLAGS[4])
+    b_y0, b_y1 = _at_one_depth(
+        p_w, p_r, p_x, p_m, o_plane, NG, 1, depth, first, WARPS[2], UNITS, WARPS, FLAGS[1], FLAGS[4]
+    )  # fmt: skip
     begin_dependent(FLAGS[2] == 2)
     _store_rows(p_y, b_y0 * scale, b_y1 * scale, terms, rows, 1, WARPS[0], WARPS[1])

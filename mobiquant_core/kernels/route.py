@@ -97,14 +97,8 @@ def router_constants(p_small, p_control, head, HIDDEN: tl.constexpr):
 
 
 @triton.jit
-def decide(
-    p_part, p_record, constants, width, eps, head, record, PARTS: tl.constexpr, HIDDEN: tl.constexpr,
-    MODE: tl.constexpr, ROUTED: tl.constexpr,
-):  # fmt: skip
-    """(depth, 1 / rms) of the token at linear `head` of the site; every program finds them for itself.
-
-    Of each linear: control (threshold, fixed depth or 0, two unused), record (scores of the residual slices, depth).
-    """
+def sum_parts(p_part, PARTS: tl.constexpr, HIDDEN: tl.constexpr):
+    """(sums, largest) over a site's router parts, [2 HIDDEN] each."""
     i_lane = tl.arange(0, 2 * HIDDEN)
     b_sum = tl.zeros((2 * HIDDEN,), tl.float32)
     b_peak = tl.zeros((2 * HIDDEN,), tl.float32)
@@ -112,6 +106,18 @@ def decide(
         b_part = tl.load(p_part + i * 2 * HIDDEN + i_lane)
         b_sum += b_part
         b_peak = tl.maximum(b_peak, b_part)
+    return b_sum, b_peak
+
+
+@triton.jit
+def decide(
+    p_record, constants, b_sum, b_peak, width, eps, head, record, HIDDEN: tl.constexpr, MODE: tl.constexpr,
+    ROUTED: tl.constexpr,
+):  # fmt: skip
+    """(depth, 1 / rms) of the token at linear `head` of the site; every program finds them for itself.
+
+    Of each linear: control (threshold, fixed depth or 0, two unused), record (scores of the residual slices, depth).
+    """
     scale = 1.0
     if MODE == NORM:
         scale = tl.rsqrt(_element(b_sum, HIDDEN + 2) / width + eps)

@@ -23,6 +23,12 @@ class Tuning:
     """Groups a warp has under way at once, for each depth, up to four tokens."""
     pieces: int = 0
     """Pieces of 4 kB of the first plane that a warp asks for before it knows the depth."""
+    held: bool = False
+    """Whether a decode step's product loads its first step's plane and ranges before its input is there."""
+    guess: bool = False
+    """Whether a decode step's product asks for as many planes as the token before took, not for the first alone."""
+    evict: bool = False
+    """Whether planes are marked as the first to leave the L2 cache."""
     late: bool = False
     """Whether the next kernel may start only when this one's products are done, not at once."""
     registers: int | None = None
