@@ -112,7 +112,7 @@ def multiply_routed(
         FLAGS=(add, groups & -groups, _overlap(dependent, tuning), tuning.pieces,
                int(asm) + (asm and tuning.evict), router.count, router.hidden, router.mode, tuning.held,
                tuning.guess and tuning.pieces > 0),
-        num_warps=together * tuning.split, launch_pdl=dependent,
+        num_warps=together * tuning.split, launch_pdl=dependent, maxnreg=tuning.registers,
     )  # fmt: skip
     return out
 

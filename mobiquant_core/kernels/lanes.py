@@ -61,6 +61,40 @@ def stream4(p, o, m, ASM: tl.constexpr):
 
 
 @triton.jit
+def early4(p, o, m, ASM: tl.constexpr):
+    """As `stream4`, but the compiler leaves it where it is written: reads that never see a write it moves past waits."""
+    if ASM:
+        return tl.inline_asm_elementwise(
+            "{ .reg .pred q; setp.ne.b32 q, $5, 0; "
+            "@q ld.global.L1::no_allocate.L2::128B.v4.b32 {$0, $1, $2, $3}, [$4]; }",
+            "=r,=r,=r,=r,l,r",
+            [(p + o).to(tl.int64), m],
+            dtype=(tl.int32, tl.int32, tl.int32, tl.int32),
+            is_pure=False,
+            pack=1,
+        )
+    else:
+        return stream4(p, o, m, ASM)
+
+
+@triton.jit
+def early2(p, o, m, ASM: tl.constexpr):
+    """As `stream2`, left where it is written."""
+    if ASM:
+        return tl.inline_asm_elementwise(
+            "{ .reg .pred q; setp.ne.b32 q, $3, 0; mov.b32 $0, 0; mov.b32 $1, 0; "
+            "@q ld.global.L1::no_allocate.v2.b32 {$0, $1}, [$2]; }",
+            "=&r,=&r,l,r",
+            [(p + o).to(tl.int64), m],
+            dtype=(tl.int32, tl.int32),
+            is_pure=False,
+            pack=1,
+        )
+    else:
+        return stream2(p, o, m, ASM)
+
+
+@triton.jit
 def stream2(p, o, m, ASM: tl.constexpr):
     """Two int32 at p + o of data that is read once and never changes, or 0 where m is 0."""
     if ASM:
@@ -79,11 +113,12 @@ def stream2(p, o, m, ASM: tl.constexpr):
 
 
 @triton.jit
-def load4(p, o, ASM: tl.constexpr):
-    """Four int32 at p + o of data that many warps share."""
+def load4(p, o, ASM: tl.constexpr, EARLY: tl.constexpr = False):
+    """Four int32 at p + o of data that many warps share; EARLY: not moved to where they are used."""
     if ASM:
+        KIND: tl.constexpr = "volatile." if EARLY else ""
         return tl.inline_asm_elementwise(
-            "ld.global.v4.b32 {$0, $1, $2, $3}, [$4];",
+            "ld." + KIND + "global.v4.b32 {$0, $1, $2, $3}, [$4];",
             "=r,=r,=r,=r,l",
             [(p + o).to(tl.int64)],
             dtype=(tl.int32, tl.int32, tl.int32, tl.int32),
@@ -95,11 +130,14 @@ def load4(p, o, ASM: tl.constexpr):
 
 
 @triton.jit
-def load2_or_zero(p, o, m, ASM: tl.constexpr):
-    """Two fp32 at p + o of data that many warps share, or 0 where m is 0."""
+def load2_or_zero(p, o, m, ASM: tl.constexpr, EARLY: tl.constexpr = False):
+    """Two fp32 at p + o of data that many warps share, or 0 where m is 0; EARLY as in `load4`."""
     if ASM:
+        KIND: tl.constexpr = "volatile." if EARLY else ""
         return tl.inline_asm_elementwise(
-            "{ .reg .pred q; setp.ne.b32 q, $3, 0; mov.b32 $0, 0; mov.b32 $1, 0; @q ld.global.v2.b32 {$0, $1}, [$2]; }",
+            "{ .reg .pred q; setp.ne.b32 q, $3, 0; mov.b32 $0, 0; mov.b32 $1, 0; @q ld."
+            + KIND
+            + "global.v2.b32 {$0, $1}, [$2]; }",
             "=&r,=&r,l,r",
             [(p + o).to(tl.int64), m],
             dtype=(tl.float32, tl.float32),

@@ -10,6 +10,8 @@ import triton.language as tl
 
 from mobiquant_core.kernels.lanes import (
     begin_dependent,
+    early2,
+    early4,
     load2_or_zero,
     load4,
     mma,
@@ -128,11 +130,11 @@ def _input_offsets(NG, tokens, i_group, THREADS: tl.constexpr):
 
 
 @triton.jit
-def _inputs(p_x, p_m, o_x, o_m, i_own, m_here, ASM: tl.constexpr):
+def _inputs(p_x, p_m, o_x, o_m, i_own, m_here, ASM: tl.constexpr, EARLY: tl.constexpr = False):
     """Bytes of a step's groups, then (scale, sum); scales of groups that do not exist are zero."""
     o_here = tl.where(m_here != 0, o_x + i_own * 32, 0)
-    b_scale, b_sum = load2_or_zero(p_m, o_m + i_own * 2, m_here, ASM)
-    return load4(p_x, o_here, ASM) + load4(p_x, o_here + 4, ASM) + (b_scale, b_sum)
+    b_scale, b_sum = load2_or_zero(p_m, o_m + i_own * 2, m_here, ASM, EARLY)
+    return load4(p_x, o_here, ASM, EARLY) + load4(p_x, o_here + 4, ASM, EARLY) + (b_scale, b_sum)
 
 
 @triton.jit
@@ -142,7 +144,7 @@ def _first_weights(
     """(words, ranges) of the first step at depth 1."""
     o_w, o_r, i_group, i_own = _weight_offsets(NG, UNITS[0], TILES, SPLIT)
     m_now = tl.broadcast_to((i_group + i_own < NG).to(tl.int32), (UNITS[0], 32 * TILES * SPLIT))
-    return stream4(p_w, o_w + i_own * 128, m_now, ASM), stream2(p_r, o_r + i_own * 16, m_now, ASM > 0)
+    return early4(p_w, o_w + i_own * 128, m_now, ASM > 0), early2(p_r, o_r + i_own * 16, m_now, ASM > 0)
 
 
 @triton.jit
@@ -154,7 +156,7 @@ def _first_inputs(
     _, _, i_group, i_own = _weight_offsets(NG, UNITS[0], TILES, SPLIT)
     o_x, o_m = _input_offsets(NG, 1, i_group, THREADS)
     m_now = tl.broadcast_to((i_group + i_own < NG).to(tl.int32), (UNITS[0], THREADS))
-    return _inputs(p_x, p_m, o_x, o_m, i_own, m_now, ASM)
+    return _inputs(p_x, p_m, o_x, o_m, i_own, m_now, ASM, True)
 
 
 @triton.jit
@@ -165,7 +167,7 @@ def _tiles(
 ):  # fmt: skip
     """Sums over this warp's groups for every lane's token: rows 0-7 and rows 8-15 of its tile, [threads] each.
 
-    `first`: (words, ranges, inputs) of the first step where they are on their way already, or None.
+    `first`: words, ranges and perhaps inputs of the first step where they are on their way already, or None.
     """
     THREADS: tl.constexpr = 32 * TILES * SPLIT
     STEP: tl.constexpr = SPLIT * U
@@ -174,8 +176,11 @@ def _tiles(
     o_x, o_m = _input_offsets(NG, tokens, i_group, THREADS)
     b_zero = tl.zeros((U, THREADS), tl.int32)
     b_acc0, b_acc1 = b_zero.to(tl.float32), b_zero.to(tl.float32)
+    HELD: tl.constexpr = first is not None and len(first) == 3
+    if HELD:
+        x = first[2]
     if first is not None:
-        w, r, x = first[0], first[1], first[2]
+        w, r = first[0], first[1]
     else:
         m_now = tl.broadcast_to((i_group + i_own < NG).to(tl.int32), (U, THREADS))
         w = load_planes(p_w, o_w + i_own * 128, o_plane, m_now, K, ASM)
@@ -192,9 +197,7 @@ def _tiles(
         m_here = tl.full((U, THREADS), 1, tl.int32)
         if not EVEN:
             m_here = (i_group + i_own + i * STEP < NG).to(tl.int32)
-        if first is None:
-            x = _inputs(p_x, p_m, o_x, o_m, i_own, m_here, ASM)
-        elif i > 0:
+        if not HELD or i > 0:
             x = _inputs(p_x, p_m, o_x, o_m, i_own, m_here, ASM)
         d = _integer_products(w, x, present, b_depth, b_zero, K, MIXED, ASM)
         b_scale = x[8] * SCALE
@@ -380,7 +383,8 @@ def routed_gemv_kernel(
     """y = W_depth x for one token; the depth follows from the router's parts (route.py), found by every program.
 
     WARPS: (tiles, split, slices, first tiles of the second and third section). FLAGS: as in plane_gemv_kernel, then
-    (router parts, hidden, mode, first weights held in registers, planes of the depth before asked for).
+    (router parts, hidden, mode, what of the first step is held in registers: 1
+    weights, 2 inputs too; planes of the depth before asked for).
     """
     begin_dependent(FLAGS[2] == 1)
     NG = tl.cdiv(width, 128)
@@ -390,7 +394,7 @@ def routed_gemv_kernel(
     head = (first_tile >= WARPS[3]).to(tl.int32) + (first_tile >= WARPS[4]).to(tl.int32)
     new_head = (first_tile == 0) | (first_tile == WARPS[3]) | (first_tile == WARPS[4])
     # What no kernel of a step writes is on its way while the kernel before this one still runs.
-    if FLAGS[8]:
+    if FLAGS[8] > 0:
         weights = _first_weights(p_w, p_r, NG, UNITS, WARPS[0], WARPS[1], FLAGS[4])
     constants = router_constants(p_small, p_control, head, FLAGS[6])
     if FLAGS[9]:
@@ -402,7 +406,9 @@ def routed_gemv_kernel(
     wait_for_inputs(FLAGS[2] > 0)
     b_sum, b_peak = sum_parts(p_part, FLAGS[5], FLAGS[6])
     first = None
-    if FLAGS[8]:
+    if FLAGS[8] == 1:
+        first = weights
+    elif FLAGS[8] == 2:
         first = weights + (_first_inputs(p_x, p_m, NG, UNITS, WARPS[0], WARPS[1], FLAGS[4]),)  # noqa: RUF005
     depth, scale = decide(p_record, constants, b_sum, b_peak, width, eps, head, new_head, FLAGS[6], FLAGS[7],
                           p_small is not None)  # fmt: skip

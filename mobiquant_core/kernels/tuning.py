@@ -23,8 +23,9 @@ class Tuning:
     """Groups a warp has under way at once, for each depth, up to four tokens."""
     pieces: int = 0
     """Pieces of 4 kB of the first plane that a warp asks for before it knows the depth."""
-    held: bool = False
-    """Whether a decode step's product loads its first step's plane and ranges before its input is there."""
+    held: int = 0
+    """What a decode step's product loads of its first step before it knows the depth: 1 plane and ranges, even before
+    its input is there, 2 the input too."""
     guess: bool = False
     """Whether a decode step's product asks for as many planes as the token before took, not for the first alone."""
     evict: bool = False
@@ -32,7 +33,8 @@ class Tuning:
     late: bool = False
     """Whether the next kernel may start only when this one's products are done, not at once."""
     registers: int | None = None
-    """Registers of a thread at most, from five tokens on: fewer let more warps share a multiprocessor."""
+    """Registers of a thread at most, in a decode step and from five tokens on: fewer let more warps share a
+    multiprocessor."""
 
 
 _UNITS = (4, 2, 1, 1)
