@@ -113,12 +113,11 @@ def stream2(p, o, m, ASM: tl.constexpr):
 
 
 @triton.jit
-def load4(p, o, ASM: tl.constexpr, EARLY: tl.constexpr = False):
-    """Four int32 at p + o of data that many warps share; EARLY: not moved to where they are used."""
+def load4(p, o, ASM: tl.constexpr):
+    """Four int32 at p + o of data that many warps share."""
     if ASM:
-        KIND: tl.constexpr = "volatile." if EARLY else ""
         return tl.inline_asm_elementwise(
-            "ld." + KIND + "global.v4.b32 {$0, $1, $2, $3}, [$4];",
+            "ld.global.v4.b32 {$0, $1, $2, $3}, [$4];",
             "=r,=r,=r,=r,l",
             [(p + o).to(tl.int64)],
             dtype=(tl.int32, tl.int32, tl.int32, tl.int32),
@@ -130,14 +129,11 @@ def load4(p, o, ASM: tl.constexpr, EARLY: tl.constexpr = False):
 
 
 @triton.jit
-def load2_or_zero(p, o, m, ASM: tl.constexpr, EARLY: tl.constexpr = False):
-    """Two fp32 at p + o of data that many warps share, or 0 where m is 0; EARLY as in `load4`."""
+def load2_or_zero(p, o, m, ASM: tl.constexpr):
+    """Two fp32 at p + o of data that many warps share, or 0 where m is 0."""
     if ASM:
-        KIND: tl.constexpr = "volatile." if EARLY else ""
         return tl.inline_asm_elementwise(
-            "{ .reg .pred q; setp.ne.b32 q, $3, 0; mov.b32 $0, 0; mov.b32 $1, 0; @q ld."
-            + KIND
-            + "global.v2.b32 {$0, $1}, [$2]; }",
+            "{ .reg .pred q; setp.ne.b32 q, $3, 0; mov.b32 $0, 0; mov.b32 $1, 0; @q ld.global.v2.b32 {$0, $1}, [$2]; }",
             "=&r,=&r,l,r",
             [(p + o).to(tl.int64), m],
             dtype=(tl.float32, tl.float32),

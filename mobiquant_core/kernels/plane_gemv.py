@@ -130,11 +130,11 @@ def _input_offsets(NG, tokens, i_group, THREADS: tl.constexpr):
 
 
 @triton.jit
-def _inputs(p_x, p_m, o_x, o_m, i_own, m_here, ASM: tl.constexpr, EARLY: tl.constexpr = False):
+def _inputs(p_x, p_m, o_x, o_m, i_own, m_here, ASM: tl.constexpr):
     """Bytes of a step's groups, then (scale, sum); scales of groups that do not exist are zero."""
     o_here = tl.where(m_here != 0, o_x + i_own * 32, 0)
-    b_scale, b_sum = load2_or_zero(p_m, o_m + i_own * 2, m_here, ASM, EARLY)
-    return load4(p_x, o_here, ASM, EARLY) + load4(p_x, o_here + 4, ASM, EARLY) + (b_scale, b_sum)
+    b_scale, b_sum = load2_or_zero(p_m, o_m + i_own * 2, m_here, ASM)
+    return load4(p_x, o_here, ASM) + load4(p_x, o_here + 4, ASM) + (b_scale, b_sum)
 
 
 @triton.jit
@@ -148,18 +148,6 @@ def _first_weights(
 
 
 @triton.jit
-def _first_inputs(
-    p_x, p_m, NG, UNITS: tl.constexpr, TILES: tl.constexpr, SPLIT: tl.constexpr, ASM: tl.constexpr
-):  # fmt: skip
-    """Inputs of the first step of one token at depth 1."""
-    THREADS: tl.constexpr = 32 * TILES * SPLIT
-    _, _, i_group, i_own = _weight_offsets(NG, UNITS[0], TILES, SPLIT)
-    o_x, o_m = _input_offsets(NG, 1, i_group, THREADS)
-    m_now = tl.broadcast_to((i_group + i_own < NG).to(tl.int32), (UNITS[0], THREADS))
-    return _inputs(p_x, p_m, o_x, o_m, i_own, m_now, ASM, True)
-
-
-@triton.jit
 def _tiles(
     p_w, p_r, p_x, p_m, o_plane, NG, tokens, present, b_depth, b_middle, first,
     K: tl.constexpr, MIXED: tl.constexpr, U: tl.constexpr, TILES: tl.constexpr,
@@ -167,7 +155,7 @@ def _tiles(
 ):  # fmt: skip
     """Sums over this warp's groups for every lane's token: rows 0-7 and rows 8-15 of its tile, [threads] each.
 
-    `first`: words, ranges and perhaps inputs of the first step where they are on their way already, or None.
+    `first`: (words, ranges) of the first step where they are on their way already, or None.
     """
     THREADS: tl.constexpr = 32 * TILES * SPLIT
     STEP: tl.constexpr = SPLIT * U
@@ -176,9 +164,6 @@ def _tiles(
     o_x, o_m = _input_offsets(NG, tokens, i_group, THREADS)
     b_zero = tl.zeros((U, THREADS), tl.int32)
     b_acc0, b_acc1 = b_zero.to(tl.float32), b_zero.to(tl.float32)
-    HELD: tl.constexpr = first is not None and len(first) == 3
-    if HELD:
-        x = first[2]
     if first is not None:
         w, r = first[0], first[1]
     else:
@@ -197,8 +182,7 @@ def _tiles(
         m_here = tl.full((U, THREADS), 1, tl.int32)
         if not EVEN:
             m_here = (i_group + i_own + i * STEP < NG).to(tl.int32)
-        if not HELD or i > 0:
-            x = _inputs(p_x, p_m, o_x, o_m, i_own, m_here, ASM)
+        x = _inputs(p_x, p_m, o_x, o_m, i_own, m_here, ASM)
         d = _integer_products(w, x, present, b_depth, b_zero, K, MIXED, ASM)
         b_scale = x[8] * SCALE
         b_acc0 = _row_sum(b_acc0, r[0], d[0], d[1], b_scale, x[9], b_middle)
@@ -383,8 +367,7 @@ def routed_gemv_kernel(
     """y = W_depth x for one token; the depth follows from the router's parts (route.py), found by every program.
 
     WARPS: (tiles, split, slices, first tiles of the second and third section). FLAGS: as in plane_gemv_kernel, then
-    (router parts, hidden, mode, what of the first step is held in registers: 1
-    weights, 2 inputs too; planes of the depth before asked for).
+    (router parts, hidden, mode, first weights held in registers, planes of the depth before asked for).
     """
     begin_dependent(FLAGS[2] == 1)
     NG = tl.cdiv(width, 128)
@@ -394,8 +377,9 @@ def routed_gemv_kernel(
     head = (first_tile >= WARPS[3]).to(tl.int32) + (first_tile >= WARPS[4]).to(tl.int32)
     new_head = (first_tile == 0) | (first_tile == WARPS[3]) | (first_tile == WARPS[4])
     # What no kernel of a step writes is on its way while the kernel before this one still runs.
-    if FLAGS[8] > 0:
-        weights = _first_weights(p_w, p_r, NG, UNITS, WARPS[0], WARPS[1], FLAGS[4])
+    first = None
+    if FLAGS[8]:
+        first = _first_weights(p_w, p_r, NG, UNITS, WARPS[0], WARPS[1], FLAGS[4])
     constants = router_constants(p_small, p_control, head, FLAGS[6])
     if FLAGS[9]:
         # The token before had this depth; whether the number is of that token or of this one does not matter here.
@@ -405,11 +389,6 @@ def routed_gemv_kernel(
         _prefetch(p_w, p_r, 0, NG, 1, FLAGS[3], 1, WARPS[0], WARPS[1], FLAGS[4])
     wait_for_inputs(FLAGS[2] > 0)
     b_sum, b_peak = sum_parts(p_part, FLAGS[5], FLAGS[6])
-    first = None
-    if FLAGS[8] == 1:
-        first = weights
-    elif FLAGS[8] == 2:
-        first = weights + (_first_inputs(p_x, p_m, NG, UNITS, WARPS[0], WARPS[1], FLAGS[4]),)  # noqa: RUF005
     depth, scale = decide(p_record, constants, b_sum, b_peak, width, eps, head, new_head, FLAGS[6], FLAGS[7],
                           p_small is not None)  # fmt: skip
     # What is added to the product comes in while it is made.

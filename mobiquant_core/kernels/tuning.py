@@ -23,9 +23,8 @@ class Tuning:
     """Groups a warp has under way at once, for each depth, up to four tokens."""
     pieces: int = 0
     """Pieces of 4 kB of the first plane that a warp asks for before it knows the depth."""
-    held: int = 0
-    """What a decode step's product loads of its first step before it knows the depth: 1 plane and ranges, even before
-    its input is there, 2 the input too."""
+    held: bool = False
+    """Whether a decode step's product loads its first step's plane and ranges before its input is there."""
     guess: bool = False
     """Whether a decode step's product asks for as many planes as the token before took, not for the first alone."""
     evict: bool = False
