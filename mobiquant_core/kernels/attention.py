@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from mobiquant_core.kernels.activation import split_groups
-from mobiquant_core.kernels.lanes import begin_dependent, wait_for_inputs
+from mobiquant_core.kernels.lanes import begin_dependent, prefetch_l2, wait_for_inputs
 from mobiquant_core.kernels.route import direction_part, write_part
 
 _NONE: tl.constexpr = tl.constexpr(-1e30)
@@ -17,24 +17,56 @@ _BLOCKS: tl.constexpr = tl.constexpr(4)
 
 
 @triton.jit
-def _rotated(p_x, p_norm, p_cos, i_row, i_half, eps, HALF: tl.constexpr):
-    """Both halves of some heads [rows, HALF], normed (Qwen3) and rotated to the token's position."""
+def _two_halves(p, HALF: tl.constexpr):
+    """Both halves of a row of numbers; none where there is no tensor."""
+    halves = ()
+    if p is not None:
+        i_half = tl.arange(0, HALF)
+        halves = (tl.load(p + i_half).to(tl.float32), tl.load(p + HALF + i_half).to(tl.float32))
+    return halves
+
+
+@triton.jit
+def _ask_ahead(p_k, p_v, p_direction, i_head, i_split, splits, kv_heads, room, position, oldest,
+               SIZES: tl.constexpr, HIDDEN: tl.constexpr, ASM: tl.constexpr):  # fmt: skip
+    """Brings this program's first blocks of keys and values, and its columns of the router, into the L2 cache."""
+    LINE: tl.constexpr = 1024 // p_k.dtype.element_ty.primitive_bitwidth
+    LINES: tl.constexpr = SIZES[3] * SIZES[0] // LINE
+    i_line = tl.arange(0, LINES)
+    for block in tl.static_range(_BLOCKS):
+        i_block = oldest // SIZES[3] + i_split + block * splits
+        m_line = tl.full((LINES,), 0, tl.int32) + (i_block <= position // SIZES[3]).to(tl.int32)
+        o_line = (i_head.to(tl.int64) * room + i_block * SIZES[3]) * SIZES[0] + i_line * LINE
+        # A block may reach past the last position there is room for.
+        m_line = m_line & (i_block * SIZES[3] + i_line * LINE // SIZES[0] < room).to(tl.int32)
+        prefetch_l2(p_k, o_line, m_line, ASM)
+        prefetch_l2(p_v, o_line, m_line, ASM)
+    if HIDDEN > 0 and p_direction is not None:
+        WIDTH: tl.constexpr = SIZES[0] * SIZES[1]
+        o_row = tl.arange(0, HIDDEN)[:, None].to(tl.int64) * kv_heads * WIDTH + i_head * WIDTH
+        o_line = o_row + tl.arange(0, WIDTH // 64)[None, :] * 64
+        prefetch_l2(p_direction, o_line, tl.full(o_line.shape, 1, tl.int32), ASM)
+
+
+@triton.jit
+def _rotated(p_x, norm, turn, i_row, i_half, eps, HALF: tl.constexpr):
+    """Both halves of some heads [rows, HALF], normed (Qwen3) and rotated to the token's position: turn is (cos, sin)."""
     o_x = i_row[:, None] * (2 * HALF) + i_half[None, :]
     b_first, b_second = tl.load(p_x + o_x).to(tl.float32), tl.load(p_x + o_x + HALF).to(tl.float32)
-    if p_norm is not None:
+    if len(norm) > 0:
         b_mean = (tl.sum(b_first * b_first, 1) + tl.sum(b_second * b_second, 1)) / (2 * HALF)
         b_scale = tl.rsqrt(b_mean + eps)[:, None]
-        b_first = b_first * b_scale * tl.load(p_norm + i_half).to(tl.float32)[None, :]
-        b_second = b_second * b_scale * tl.load(p_norm + HALF + i_half).to(tl.float32)[None, :]
-    b_cos, b_sin = tl.load(p_cos + i_half)[None, :], tl.load(p_cos + HALF + i_half)[None, :]
+        b_first = b_first * b_scale * norm[0][None, :]
+        b_second = b_second * b_scale * norm[1][None, :]
+    b_cos, b_sin = turn[0][None, :], turn[1][None, :]
     return b_first * b_cos - b_second * b_sin, b_second * b_cos + b_first * b_sin
 
 
 @triton.jit
-def _write_position(p_qkv, p_norm, p_cos, p_k, p_v, i_key, i_value, position, eps, HALF: tl.constexpr):
+def _write_position(p_qkv, norm, turn, p_k, p_v, i_key, i_value, position, eps, HALF: tl.constexpr):
     """Key and value of the newest token into the cache; visible to this program afterwards."""
     i_half = tl.arange(0, HALF)
-    b_first, b_second = _rotated(p_qkv, p_norm, p_cos, i_key + tl.arange(0, 1), i_half, eps, HALF)
+    b_first, b_second = _rotated(p_qkv, norm, turn, i_key + tl.arange(0, 1), i_half, eps, HALF)
     o_new = position * 2 * HALF + i_half[None, :]
     tl.store(p_k + o_new, b_first.to(p_k.dtype.element_ty))
     tl.store(p_k + o_new + HALF, b_second.to(p_k.dtype.element_ty))
@@ -122,22 +154,20 @@ def _splits_for(position, SIZES: tl.constexpr):
 
 @triton.jit
 def _attend(
-    p_qkv, p_k, p_v, p_cos, p_qnorm, p_knorm, p_sums, p_count, p_y, p_direction, p_x, p_m, p_part,
-    heads, kv_heads, room, position, i_head, i_split, splits, SIZES: tl.constexpr, FLAGS: tl.constexpr,
+    p_qkv, p_k, p_v, turn, qnorm, knorm, p_sums, p_count, p_y, p_direction, p_x, p_m, p_part,
+    heads, kv_heads, room, position, oldest, i_head, i_split, splits, SIZES: tl.constexpr, FLAGS: tl.constexpr,
 ):  # fmt: skip
     """One split of one key-value head, and its end by whichever split comes last; constants as in attention_kernel."""
     HALF: tl.constexpr = SIZES[0] // 2
-    p_cos += position * SIZES[0]
     p_k += i_head.to(tl.int64) * room * SIZES[0]
     p_v += i_head.to(tl.int64) * room * SIZES[0]
     i_row = tl.arange(0, SIZES[2])
     i_query = i_head * SIZES[1] + tl.minimum(i_row, SIZES[1] - 1)
-    b_q1, b_q2 = _rotated(p_qkv, p_qnorm, p_cos, i_query, tl.arange(0, HALF), FLAGS[4], HALF)
-    oldest = tl.maximum(position - SIZES[5] + 1, 0)
+    b_q1, b_q2 = _rotated(p_qkv, qnorm, turn, i_query, tl.arange(0, HALF), FLAGS[4], HALF)
     if (position // SIZES[3] - oldest // SIZES[3]) % splits == i_split:
         # The program that owns the newest position writes it before it reads the block.
         i_value = heads + kv_heads + i_head
-        _write_position(p_qkv, p_knorm, p_cos, p_k, p_v, heads + i_head, i_value, position, FLAGS[4], HALF)
+        _write_position(p_qkv, knorm, turn, p_k, p_v, heads + i_head, i_value, position, FLAGS[4], HALF)
     TYPE: tl.constexpr = tl.float32 if FLAGS[1] else p_k.dtype.element_ty
     b_q1, b_q2 = (b_q1 * FLAGS[3]).to(TYPE), (b_q2 * FLAGS[3]).to(TYPE)
     b_top, b_total, b_y = _scan(p_k, p_v, b_q1, b_q2, i_split, splits, position, oldest, SIZES, TYPE)
@@ -168,9 +198,19 @@ def attention_kernel(
     """SIZES: (head dim, query heads per key-value head, the same padded, positions per block, splits, window).
     FLAGS: (PDL, fp32 products, router's hidden size or 0 to leave the output raw, score scale, norm eps)."""
     begin_dependent(FLAGS[0])
-    wait_for_inputs(FLAGS[0])
+    # The position changes after a step's last layer, keys and values of older positions were written by earlier steps,
+    # and a step begins with a launch that overlaps with none (embed): all of it was there before this step's first
+    # kernel started. What this step's kernels write, queries, keys and values of the newest token, comes after the wait.
     position = tl.load(p_position)
     splits = _splits_for(position, SIZES)
-    if tl.program_id(1) < splits:
-        _attend(p_qkv, p_k, p_v, p_cos, p_qnorm, p_knorm, p_sums, p_count, p_y, p_direction, p_x, p_m, p_part,
-                heads, kv_heads, room, position, tl.program_id(0), tl.program_id(1), splits, SIZES, FLAGS)  # fmt: skip
+    i_head, i_split = tl.program_id(0), tl.program_id(1)
+    if i_split < splits:
+        oldest = tl.maximum(position - SIZES[5] + 1, 0)
+        turn = _two_halves(p_cos + position * SIZES[0], SIZES[0] // 2)
+        qnorm, knorm = _two_halves(p_qnorm, SIZES[0] // 2), _two_halves(p_knorm, SIZES[0] // 2)
+        if FLAGS[0]:
+            _ask_ahead(p_k, p_v, p_direction, i_head, i_split, splits, kv_heads, room, position, oldest, SIZES,
+                       FLAGS[2], True)  # fmt: skip
+        wait_for_inputs(FLAGS[0])
+        _attend(p_qkv, p_k, p_v, turn, qnorm, knorm, p_sums, p_count, p_y, p_direction, p_x, p_m, p_part,
+                heads, kv_heads, room, position, oldest, i_head, i_split, splits, SIZES, FLAGS)  # fmt: skip

@@ -33,14 +33,20 @@ def site_inputs(p_h, b_norm, i_column, width, MODE: tl.constexpr):
 
 
 @triton.jit
+def _add_most_add(a0, a1, a2, b0, b1, b2):
+    return a0 + b0, tl.maximum(a1, b1), a2 + b2
+
+
+@triton.jit
 def write_part(p_part, i_part, b_x, b_h, b_direction, HIDDEN: tl.constexpr, ROUTED: tl.constexpr):
     """One row of 2 HIDDEN numbers: first-layer sums, then sum of x^2, largest |x|, sum of h^2."""
     p_part += i_part * 2 * HIDDEN
     if ROUTED:
         tl.store(p_part + tl.arange(0, HIDDEN), tl.sum(b_direction.to(tl.float32) * b_x[None, :], 1))
-    tl.store(p_part + HIDDEN, tl.sum(b_x * b_x, 0))
-    tl.store(p_part + HIDDEN + 1, tl.max(tl.abs(b_x), 0))
-    tl.store(p_part + HIDDEN + 2, tl.sum(b_h * b_h, 0))
+    # In one reduction, so that warps meet once for all three.
+    found = tl.reduce((b_x * b_x, tl.abs(b_x), b_h * b_h), 0, _add_most_add)
+    for index in tl.static_range(3):
+        tl.store(p_part + HIDDEN + index, found[index])
 
 
 @triton.jit
@@ -70,10 +76,11 @@ def prepare_kernel(
         b_norm = tl.load(p_norm + i_column, mask=i_column < width, other=0.0).to(tl.float32)
     wait_for_inputs(PDL)
     b_x = site_inputs(p_h, b_norm, i_column, width, MODE)
-    split_groups(tl.reshape(b_x, (GROUPS, 128)), p_x, p_m, i_group, NG)
     b_h = b_x
     if MODE == NORM:
+        # The same numbers once more, from the L1 cache: asked for now, they are there when the bytes are written.
         b_h = tl.load(p_h + i_column, mask=i_column < width, other=0.0)
+    split_groups(tl.reshape(b_x, (GROUPS, 128)), p_x, p_m, i_group, NG)
     write_part(p_part, i_program, b_x, b_h, b_direction, HIDDEN, p_direction is not None)
 
 
