@@ -50,7 +50,7 @@ def _ask_ahead(p_k, p_v, p_direction, i_head, i_split, splits, kv_heads, room, p
 
 @triton.jit
 def _rotated(p_x, norm, turn, i_row, i_half, eps, HALF: tl.constexpr):
-    """Both halves of some heads [rows, HALF], normed (Qwen3) and rotated to the token's position: turn is (cos, sin)."""
+    """Both halves of some heads [rows, HALF], normed (Qwen3) and rotated to the token's position by (cos, sin)."""
     o_x = i_row[:, None] * (2 * HALF) + i_half[None, :]
     b_first, b_second = tl.load(p_x + o_x).to(tl.float32), tl.load(p_x + o_x + HALF).to(tl.float32)
     if len(norm) > 0:
@@ -198,9 +198,9 @@ def attention_kernel(
     """SIZES: (head dim, query heads per key-value head, the same padded, positions per block, splits, window).
     FLAGS: (PDL, fp32 products, router's hidden size or 0 to leave the output raw, score scale, norm eps)."""
     begin_dependent(FLAGS[0])
-    # The position changes after a step's last layer, keys and values of older positions were written by earlier steps,
-    # and a step begins with a launch that overlaps with none (embed): all of it was there before this step's first
-    # kernel started. What this step's kernels write, queries, keys and values of the newest token, comes after the wait.
+    # Read before the wait: the position changes after a step's last layer, older keys and values come from earlier
+    # steps, and a step begins with a launch that overlaps with none (embed), so all of it was there before this step's
+    # first kernel began. What kernels of this step write, the newest token's queries, keys and values, comes after it.
     position = tl.load(p_position)
     splits = _splits_for(position, SIZES)
     i_head, i_split = tl.program_id(0), tl.program_id(1)

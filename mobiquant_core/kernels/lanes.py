@@ -62,7 +62,7 @@ def stream4(p, o, m, ASM: tl.constexpr):
 
 @triton.jit
 def early4(p, o, m, ASM: tl.constexpr):
-    """As `stream4`, but the compiler leaves it where it is written: reads that never see a write it moves past waits."""
+    """As `stream4`, but left where it is written: reads that never see a write the compiler moves past waits."""
     if ASM:
         return tl.inline_asm_elementwise(
             "{ .reg .pred q; setp.ne.b32 q, $5, 0; "

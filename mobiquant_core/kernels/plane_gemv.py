@@ -346,8 +346,10 @@ def plane_gemv_kernel(
     low, high, present = _depths_present(p_depth, tokens, TOKENS)
     # Plane offsets in words may pass 2^31.
     o_plane = o_plane.to(tl.int64)
-    b_y0, b_y1 = _at_one_depth(p_w, p_r, p_x, p_m, o_plane, NG, tokens, tl.where(low == high, low, 0), None, SLICES, UNITS,
-                               WARPS, FLAGS[1], FLAGS[4])  # fmt: skip
+    same = tl.where(low == high, low, 0)
+    b_y0, b_y1 = _at_one_depth(
+        p_w, p_r, p_x, p_m, o_plane, NG, tokens, same, None, SLICES, UNITS, WARPS, FLAGS[1], FLAGS[4]
+    )  # fmt: skip
     for k in tl.static_range(2, SLICES + 1 if TOKENS > 1 else 2):
         if (low != high) & (high == k):
             b_y0, b_y1 = _mixed(p_w, p_r, p_x, p_m, p_depth, o_plane, NG, tokens, present, k, TOKENS, WARPS,

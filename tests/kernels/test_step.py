@@ -11,6 +11,8 @@ from mobiquant_core.convert import QuantizedModel, quantize_model
 from mobiquant_core.errors import KernelError
 from mobiquant_core.fast_decode.from_model import step_weights
 from mobiquant_core.fast_decode.step import Step
+from mobiquant_core.fast_decode.weights import LayerWeights, SiteWeights
+from mobiquant_core.kernels.tuning import Tuning
 from mobiquant_core.router import MlpRouter
 from mobiquant_core.routing import FixedDepth
 
@@ -97,6 +99,26 @@ def test_fixed_depths_give_the_models_own_tokens(make: Callable[[], PreTrainedMo
         with FixedDepth(3), torch.no_grad():
             ids.append(int(quantized.model(torch.tensor([ids], device=device)).logits[0, -1].argmax()))
     assert step.buffers.history[1:3].tolist() == ids[1:]
+
+
+def test_what_is_asked_for_early_changes_no_number(device: str, asm: bool) -> None:
+    quantized = quantized_with_routers(llama_with_fused_output, device)
+    weights, found = step_weights(quantized, 16), []
+    packed = [site.weight for site in _sites(weights.layers[0])]
+    early = Tuning(1, 2, (2, 1, 1, 1), pieces=1, held=True, guess=True, evict=True)
+    for tuning in (Tuning(1, 2, (2, 1, 1, 1)), early):
+        tunings = {(weight.out_features, weight.groups): tuning for weight in packed}
+        step = Step(weights, 16, dtype=torch.float32, dependent=False, asm=asm, tuning=tunings)
+        for depth in (1, 2, 0):
+            step.buffers.control[:, 1] = depth
+            step.buffers.token.fill_(5)
+            found.append((step.forward().clone(), step.buffers.record.clone()))
+    for (logits, record), (early_logits, early_record) in zip(found[:3], found[3:], strict=True):
+        assert torch.equal(logits, early_logits) and torch.equal(record, early_record)
+
+
+def _sites(layer: LayerWeights) -> tuple[SiteWeights, ...]:
+    return layer.attention_input, layer.attention_output, layer.mlp_input, layer.mlp_output
 
 
 def test_drawn_tokens_repeat_with_the_seed_and_stay_among_the_best(device: str, asm: bool) -> None:
