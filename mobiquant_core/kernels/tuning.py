@@ -38,10 +38,11 @@ class Tuning:
 
 _UNITS = (4, 2, 1, 1)
 _MEASURED: dict[tuple[str, int, int], Tuning] = {
-    ("NVIDIA H200", 6144, 32): Tuning(1, 4, (8, 4, 2, 2), 1),
-    ("NVIDIA H200", 4096, 32): Tuning(1, 8, (4, 2, 1, 1), 1),
-    ("NVIDIA H200", 28672, 32): Tuning(2, 1, (4, 4, 2, 2), 1),
-    ("NVIDIA H200", 4096, 112): Tuning(1, 8, (4, 2, 2, 2), 1),
+    # Registers: as many as let all programs of the product run at once.
+    ("NVIDIA H200", 6144, 32): Tuning(1, 4, (8, 4, 2, 2), 1, held=True, registers=168),
+    ("NVIDIA H200", 4096, 32): Tuning(1, 8, (4, 2, 1, 1), 1, held=True, registers=128),
+    ("NVIDIA H200", 28672, 32): Tuning(2, 1, (4, 4, 2, 2), 1, held=True, registers=144),
+    ("NVIDIA H200", 4096, 112): Tuning(1, 8, (4, 2, 2, 2), 1, held=True, registers=128),
 }
 """(card, rows, groups): what won on that card at one token, launches overlapping; benchmarks/results has the sweep."""
 _SPLITS_OF_SEVERAL: dict[tuple[int, int], int] = {(6144, 32): 4, (4096, 32): 8, (28672, 32): 2, (4096, 112): 8}
@@ -65,7 +66,7 @@ def tuning_for(rows: int, groups: int, tokens: int, device: torch.device) -> Tun
         return Tuning(1, measured.get((rows, groups), split), _UNITS, registers=128)
     # More groups at once than a warp has would only be masked out.
     most = 1 << (-(-groups // split) - 1).bit_length()
-    return Tuning(1, split, tuple(min(unit, most) for unit in _UNITS))
+    return Tuning(1, split, tuple(min(unit, most) for unit in _UNITS), held=True)
 
 
 def _card(device: torch.device) -> tuple[str, int]:
