@@ -32,6 +32,7 @@ class RouterParts:
     hidden: int
     mode: int
     norm_eps: float
+    sketch: bool = False
 
 
 def prepare(
@@ -110,7 +111,7 @@ def multiply_routed(
         router.norm_eps,
         UNITS=tuning.units, WARPS=(together, tuning.split, packed.slices, *ends),
         FLAGS=(add, groups & -groups, _overlap(dependent, tuning), tuning.pieces, asm, router.count, router.hidden,
-               router.mode),
+               router.mode, router.sketch),
         num_warps=together * tuning.split, launch_pdl=dependent,
     )  # fmt: skip
     return out

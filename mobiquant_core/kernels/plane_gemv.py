@@ -296,7 +296,7 @@ def routed_gemv_kernel(
     """y = W_depth x for one token; the depth follows from the router's parts (route.py), found by every program.
 
     WARPS: (tiles, split, slices, first tiles of the second and third section). FLAGS: as in plane_gemv_kernel, then
-    (router parts, hidden, mode).
+    (router parts, hidden, mode, whether the router is a sketch).
     """
     begin_dependent(FLAGS[2] == 1)
     NG = tl.cdiv(width, 128)
@@ -307,7 +307,7 @@ def routed_gemv_kernel(
     new_head = (first_tile == 0) | (first_tile == WARPS[3]) | (first_tile == WARPS[4])
     wait_for_inputs(FLAGS[2] > 0)
     depth, scale = decide(p_part, p_small, p_control, p_record, width, eps, head, new_head, FLAGS[5], FLAGS[6],
-                          FLAGS[7])  # fmt: skip
+                          FLAGS[7], FLAGS[8])  # fmt: skip
     o_plane = o_plane.to(tl.int64)
     b_y0, b_y1 = _at_one_depth(p_w, p_r, p_x, p_m, o_plane, NG, 1, depth, WARPS[2], UNITS, WARPS, FLAGS[1], FLAGS[4])
     begin_dependent(FLAGS[2] == 2)
