@@ -133,7 +133,8 @@ def decide(
     depth = tl.load(p_control + 4 * head + 1).to(tl.int32)
     if p_small is not None:
         if SKETCH:
-            chosen = _sketch_score(p_small, p_control, p_record, b_sum, scale, head, record, HIDDEN, MODE)
+            constants = _sketch_constants(p_small, p_control, head, MODE)
+            chosen = _sketch_score(p_record, constants, b_sum, scale, head, record, HIDDEN, MODE)
         else:
             chosen = _score(p_small, p_control, p_record, b_sum, b_peak, scale, width, head, record, HIDDEN)
         depth = tl.where(depth > 0, depth, chosen)
@@ -167,27 +168,35 @@ def _score(p_small, p_control, p_record, b_sum, b_peak, scale, width, head, reco
 
 
 @triton.jit
-def _sketch_score(
-    p_small, p_control, p_record, b_sum, scale, head, record, HIDDEN: tl.constexpr, MODE: tl.constexpr
-):  # fmt: skip
+def _sketch_constants(p_small, p_control, head, MODE: tl.constexpr):
+    """Threshold, then offset and energy of the centre of every slice."""
+    constants = (tl.load(p_control + 4 * head),)
+    for extra in tl.static_range(EXTRA):
+        i_score = head + extra * HEADS
+        energy = 0.0
+        if MODE == NORM:
+            energy = tl.load(p_small + HEADS * EXTRA + i_score)
+        constants = constants + (tl.load(p_small + i_score), energy)  # noqa: RUF005
+    return constants
+
+
+@triton.jit
+def _sketch_score(p_record, constants, b_sum, scale, head, record, HIDDEN: tl.constexpr, MODE: tl.constexpr):
     """The depth by a sketch router's scores, which are recorded."""
     i_lane = tl.arange(0, 2 * HIDDEN)
     if MODE == NORM:
         b_sum *= tl.where(i_lane < HIDDEN, scale * scale, -2.0 * scale)
-    limit = tl.load(p_control + 4 * head)
     least = float("inf")
     depth = 1
     for extra in tl.static_range(EXTRA):
         i_score = head + extra * HEADS
         m_own = i_lane == i_score
-        lowest, constant = 1e-30, 0.0
         if MODE == NORM:
-            # What rounding leaves of terms that cancel must not pass for no gain at all.
-            constant = tl.load(p_small + HEADS * EXTRA + i_score)
-            lowest = tl.maximum(constant * _ROUNDING, 1e-30)
             m_own |= i_lane == HIDDEN + _LINEAR + i_score
-        gain = tl.maximum(tl.sum(tl.where(m_own, b_sum, 0.0), 0) + constant, lowest)
-        least = tl.minimum(least, tl.log(gain) + tl.load(p_small + i_score))
-        depth += (least > limit).to(tl.int32)
+        gain = tl.sum(tl.where(m_own, b_sum, 0.0), 0) + constants[2 + 2 * extra]
+        # What rounding leaves of terms that cancel must not pass for no gain at all.
+        gain = tl.maximum(gain, tl.maximum(constants[2 + 2 * extra] * _ROUNDING, 1e-30))
+        least = tl.minimum(least, tl.log(gain) + constants[1 + 2 * extra])
+        depth += (least > constants[0]).to(tl.int32)
         tl.store(p_record + 4 * head + extra, least, mask=record)
     return depth
