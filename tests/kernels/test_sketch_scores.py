@@ -39,7 +39,9 @@ def kernel_scores(
     control, record = torch.zeros(heads, 4, device=device), torch.full((heads, 4), 9.0, device=device)
     norms = norm if mode == MODE_NORM else None
     prepare(raw[None], norms, weights.direction, split, parts, WIDTH, weights.hidden, mode, False, sketch=True)
-    found = RouterParts(parts, weights.small, control, record, part_count(WIDTH), weights.hidden, mode, EPS, sketch=True)
+    found = RouterParts(
+        parts, weights.small, control, record, part_count(WIDTH), weights.hidden, mode, EPS, sketch=True
+    )
     out = torch.zeros(1, sum(_ROWS[heads]), device=device)
     few_tokens.multiply_routed(packed, split, found, out, tuning=Tuning(1, 1, (1, 1, 1, 1)), asm=asm)
     return record[:, :3], record[:, 3]
