@@ -33,6 +33,7 @@ class RouterParts:
     mode: int
     norm_eps: float
     sketch: bool = False
+    """Whether the router is a closed form instead of a perceptron."""
 
 
 def prepare(

@@ -68,10 +68,8 @@ else:
     half |= {"p_k": "*bf16", "p_v": "*bf16"}
     constants = {"p_qnorm": None, "p_knorm": None, "SIZES": (64, heads, 16, 32, 16, 2**30)}
     constants |= {"FLAGS": (capability >= 90, False, 16, 0.18, 1e-6, True)}
-signature = {
-    name: half.get(name) or integers.get(name) or ("*fp32" if name.startswith("p_") else "fp32" if name == "eps" else "i32")
-    for name in kernel.arg_names
-}
+signature = {name: "*fp32" if name.startswith("p_") else "i32" for name in kernel.arg_names}
+signature |= {name: kind for name, kind in (half | integers | {"eps": "fp32"}).items() if name in signature}
 source = ASTSource(
     kernel,
     signature | dict.fromkeys(constants, "constexpr"),

@@ -1,4 +1,4 @@
-"""A sketch router inside the kernels against float64: every mode, and a channel whose mean is all but the whole of it."""
+"""A sketch router inside the kernels against float64: every mode, and a channel whose mean is nearly all of it."""
 
 import pytest
 import torch
