@@ -17,11 +17,12 @@ from mobiquant_core.fast_decode.weights import (
     StepShape,
     StepWeights,
     pack_router,
+    pack_sketch,
 )
 from mobiquant_core.linear import MobiLinear
 from mobiquant_core.packing import can_pack
 from mobiquant_core.planes import site_planes
-from mobiquant_core.router import MlpRouter
+from mobiquant_core.router import MlpRouter, SketchRouter
 from mobiquant_core.routing import RuntimeSite
 
 _SITES = 4
@@ -64,9 +65,9 @@ def why_not(quantized: QuantizedModel) -> str:
     if settings.hidden_act != "silu":
         return f"its activation is {settings.hidden_act}, not silu"
     routers = [site.router for site in quantized.sites if site.router is not None]
-    if any(not isinstance(router, MlpRouter) for router in routers):
-        return "its routers are no perceptrons"
-    if any(router.get_parameter("direction").shape[0] > MOST_HIDDEN for router in routers):
+    if any(not isinstance(router, MlpRouter | SketchRouter) for router in routers):
+        return "its routers are neither perceptrons nor sketches"
+    if any(isinstance(router, MlpRouter) and router.direction.shape[0] > MOST_HIDDEN for router in routers):
         return f"its routers have more than {MOST_HIDDEN} hidden numbers"
     if step_shape(quantized).head_dim not in _HEAD_DIMS:
         return f"its heads have a size that is none of {_HEAD_DIMS}"
@@ -140,11 +141,13 @@ def _site(site: RuntimeSite) -> SiteWeights:
 
 
 def _router(site: RuntimeSite) -> RouterWeights | None:
-    router = site.router
+    router, heads = site.router, len(site.linears)
+    if isinstance(router, SketchRouter):
+        return pack_sketch(router.energy.data.float(), router.offset.data.float(), router.centre.data.float(), heads)
     if not isinstance(router, MlpRouter):
         return None
     parts = (router.direction, router.size, router.hidden_bias, router.output, router.base)
-    return pack_router(*(part.data.float() for part in parts), heads=len(site.linears))
+    return pack_router(*(part.data.float() for part in parts), heads=heads)
 
 
 def _joined(linears: tuple[MobiLinear, ...], name: str, absent: float) -> Tensor | None:

@@ -157,7 +157,7 @@ class Step:
             return
         b, direction = self.buffers, site.router and site.router.direction
         step_launches.prepare(
-            source, norm, direction, b.split[width], b.parts, width, site.hidden, mode, self.dependent
+            source, norm, direction, b.split[width], b.parts, width, site.hidden, mode, self.dependent, site.sketch
         )  # fmt: skip
 
     def _dense_input(self, source: Tensor, norm: Tensor | None, width: int, mode: int) -> Tensor:
@@ -176,7 +176,7 @@ class Step:
         own = slice(site.first_linear, site.first_linear + len(weight.sections))
         router = RouterParts(
             b.parts, site.router and site.router.small, b.control[own], b.record[own],
-            parts or step_launches.part_count(width), site.hidden, mode, self.shape.norm_eps,
+            parts or step_launches.part_count(width), site.hidden, mode, self.shape.norm_eps, site.sketch,
         )  # fmt: skip
         tuning = self.tuning.get((weight.out_features, weight.groups))
         few_tokens.multiply_routed(
@@ -191,7 +191,7 @@ class Step:
         step_launches.attend(
             self.sizes, b.qkv, (b.keys[index], b.values[index]), self.weights.rotary,
             (layer.query_norm, layer.key_norm), b.position, (b.attention_sums, b.attention_counts), b.attended,
-            (site.router and site.router.direction, b.split[width], b.parts, site.hidden if fused else 0),
+            (site.router and site.router.direction, b.split[width], b.parts, site.hidden if fused else 0, site.sketch),
             dependent=self.dependent, exact=not self.asm,
         )  # fmt: skip
         return self.shape.kv_heads if fused else 0

@@ -1,6 +1,7 @@
 """What a decode step reads: packed weights and router parameters per site, norms, tables. It runs nothing."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Float16
@@ -8,6 +9,9 @@ from torch import Tensor
 
 from mobiquant_core.kernels.step_launches import PADDED_EXTRA, PADDED_HEADS
 from mobiquant_core.packing import PackedWeight
+
+SKETCH_HIDDEN = 16
+"""Rows of a sketch router: a score for each head and slice, padded, and the centre."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,12 @@ class StepShape:
 
 @dataclass(frozen=True)
 class RouterWeights:
-    """A perceptron router as its kernel reads it; sizes padded to a power of two."""
+    """A router as its kernel reads it; sizes padded to a power of two."""
 
     direction: Float16[Tensor, "hidden in_features"]
+    """A perceptron's first layer; a sketch router's energies, then its centre as the last row."""
     small: Float[Tensor, " parameters"]
+    kind: Literal["mlp", "sketch"] = "mlp"
 
     @property
     def hidden(self) -> int:
@@ -59,6 +65,10 @@ class SiteWeights:
     def hidden(self) -> int:
         """Half the numbers of a router part."""
         return 16 if self.router is None else self.router.hidden
+
+    @property
+    def sketch(self) -> bool:
+        return self.router is not None and self.router.kind == "sketch"
 
 
 @dataclass(frozen=True)
@@ -132,3 +142,24 @@ def pack_router(
     padded = torch.zeros(hidden, direction.shape[1], dtype=torch.float16, device=device)
     padded[: direction.shape[0]] = direction
     return RouterWeights(padded, torch.cat([sizes.flatten(), bases.flatten(), outputs.flatten()]))
+
+
+def pack_sketch(
+    energy: Float[Tensor, "scores in_features"],
+    offset: Float[Tensor, " scores"],
+    centre: Float[Tensor, " in_features"],
+    heads: int,
+) -> RouterWeights:
+    """The parameters of a SketchRouter in the kernel's order: offsets, then the centre's energy in every score."""
+    extra, device = energy.shape[0] // heads, energy.device
+    rows = torch.zeros(PADDED_EXTRA, PADDED_HEADS, energy.shape[1], device=device)
+    rows[:extra, :heads] = energy.view(heads, extra, -1).transpose(0, 1)
+    # As for a perceptron: a slice that does not exist stays below every threshold.
+    offsets = torch.full((PADDED_EXTRA, PADDED_HEADS), float("-inf"), device=device)
+    offsets[:extra, :heads] = offset.view(heads, extra).t()
+    padded = torch.zeros(SKETCH_HIDDEN, energy.shape[1], dtype=torch.float16, device=device)
+    padded[: PADDED_EXTRA * PADDED_HEADS] = rows.flatten(0, 1)
+    padded[-1] = centre
+    # Of the numbers as the kernel reads them, and in fp64: it is what large sums are subtracted from.
+    constants = padded[: PADDED_EXTRA * PADDED_HEADS].double() @ padded[-1].double().square()
+    return RouterWeights(padded, torch.cat([offsets.flatten(), constants.float()]), "sketch")

@@ -9,7 +9,7 @@ import triton.language as tl
 
 from mobiquant_core.kernels.activation import split_groups
 from mobiquant_core.kernels.lanes import begin_dependent, prefetch_l2, wait_for_inputs
-from mobiquant_core.kernels.route import direction_part, write_part
+from mobiquant_core.kernels.route import AS_IT_IS, centre_part, direction_part, write_part, write_sketch_part
 
 _NONE: tl.constexpr = tl.constexpr(-1e30)
 _BLOCKS: tl.constexpr = tl.constexpr(4)
@@ -130,7 +130,10 @@ def _merge(p_sums, p_y, i_head, splits, SIZES: tl.constexpr):
 
 
 @triton.jit
-def _prepare_output(p_y, p_direction, p_x, p_m, p_part, i_head, kv_heads, SIZES: tl.constexpr, HIDDEN: tl.constexpr):
+def _prepare_output(
+    p_y, p_direction, p_x, p_m, p_part, i_head, kv_heads, SIZES: tl.constexpr, HIDDEN: tl.constexpr,
+    SKETCH: tl.constexpr,
+):  # fmt: skip
     """Bytes and router part of this head's columns of the output projection's input, as route.prepare_kernel."""
     WIDTH: tl.constexpr = SIZES[0] * SIZES[1]
     GROUPS: tl.constexpr = WIDTH // 128
@@ -142,7 +145,11 @@ def _prepare_output(p_y, p_direction, p_x, p_m, p_part, i_head, kv_heads, SIZES:
     b_direction = 0.0
     if p_direction is not None:
         b_direction = direction_part(p_direction, i_column, kv_heads * WIDTH, HIDDEN)
-    write_part(p_part, i_head, b_x, b_x, b_direction, HIDDEN, p_direction is not None)
+    if SKETCH:
+        b_centre = centre_part(p_direction, i_column, kv_heads * WIDTH, HIDDEN)
+        write_sketch_part(p_part, i_head, b_x, b_x, b_direction, b_centre, HIDDEN, AS_IT_IS)
+    else:
+        write_part(p_part, i_head, b_x, b_x, b_direction, HIDDEN, p_direction is not None)
 
 
 @triton.jit
@@ -187,7 +194,7 @@ def _attend(
             _merge(p_sums, p_y, i_head, splits, SIZES)
     if last:  # noqa: SIM102 - a number of the device and a constant of the compiler
         if FLAGS[2] > 0:
-            _prepare_output(p_y, p_direction, p_x, p_m, p_part, i_head, kv_heads, SIZES, FLAGS[2])
+            _prepare_output(p_y, p_direction, p_x, p_m, p_part, i_head, kv_heads, SIZES, FLAGS[2], FLAGS[5])
 
 
 @triton.jit
@@ -196,7 +203,8 @@ def attention_kernel(
     heads, kv_heads, room, SIZES: tl.constexpr, FLAGS: tl.constexpr,
 ):  # fmt: skip
     """SIZES: (head dim, query heads per key-value head, the same padded, positions per block, splits, window).
-    FLAGS: (PDL, fp32 products, router's hidden size or 0 to leave the output raw, score scale, norm eps)."""
+    FLAGS: (PDL, fp32 products, router's hidden size or 0 to leave the output raw, score scale, norm eps, whether the
+    router is a sketch)."""
     begin_dependent(FLAGS[0])
     # Read before the wait: the position changes after a step's last layer, older keys and values come from earlier
     # steps, and a step begins with a launch that overlaps with none (embed), so all of it was there before this step's

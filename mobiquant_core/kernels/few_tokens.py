@@ -32,6 +32,8 @@ class RouterParts:
     hidden: int
     mode: int
     norm_eps: float
+    sketch: bool = False
+    """Whether the router is a closed form instead of a perceptron."""
 
 
 def prepare(
@@ -109,9 +111,8 @@ def multiply_routed(
         router.small, router.control, router.record, packed.planes.stride(0), packed.in_features, rows,
         router.norm_eps,
         UNITS=tuning.units, WARPS=(together, tuning.split, packed.slices, *ends),
-        FLAGS=(add, groups & -groups, _overlap(dependent, tuning), tuning.pieces,
-               int(asm) + (asm and tuning.evict), router.count, router.hidden, router.mode, tuning.held,
-               tuning.guess and tuning.pieces > 0),
+        FLAGS=(add, groups & -groups, _overlap(dependent, tuning), tuning.pieces, asm, router.count, router.hidden,
+               router.mode, tuning.held, router.sketch),
         num_warps=together * tuning.split, launch_pdl=dependent, maxnreg=tuning.registers,
     )  # fmt: skip
     return out

@@ -26,21 +26,8 @@ def wait_for_inputs(PDL: tl.constexpr):
 
 @triton.jit
 def stream4(p, o, m, ASM: tl.constexpr):
-    """Four int32 at p + o of data that is read once and never changes; where m is 0 nothing is read.
-
-    ASM 2 marks it as the first to leave the L2 cache.
-    """
-    if ASM == 2:
-        return tl.inline_asm_elementwise(
-            "{ .reg .pred q; .reg .b64 r; setp.ne.b32 q, $5, 0; mov.b64 r, 0x12F0000000000000; "
-            "@q ld.global.nc.L1::no_allocate.L2::cache_hint.L2::128B.v4.b32 {$0, $1, $2, $3}, [$4], r; }",
-            "=r,=r,=r,=r,l,r",
-            [(p + o).to(tl.int64), m],
-            dtype=(tl.int32, tl.int32, tl.int32, tl.int32),
-            is_pure=False,
-            pack=1,
-        )
-    elif ASM:
+    """Four int32 at p + o of data that is read once and never changes; where m is 0 nothing is read."""
+    if ASM:
         return tl.inline_asm_elementwise(
             "{ .reg .pred q; setp.ne.b32 q, $5, 0; "
             "@q ld.global.nc.L1::no_allocate.L2::128B.v4.b32 {$0, $1, $2, $3}, [$4]; }",

@@ -273,20 +273,15 @@ def _store_rows(p_y, b_y0, b_y1, terms, rows, tokens, TILES: tl.constexpr, SPLIT
 
 @triton.jit
 def _prefetch(
-    p_w, p_r, o_plane, NG, planes, LINES: tl.constexpr, MOST: tl.constexpr, TILES: tl.constexpr, SPLIT: tl.constexpr,
-    ASM: tl.constexpr,
+    p_w, p_r, NG, LINES: tl.constexpr, TILES: tl.constexpr, SPLIT: tl.constexpr, ASM: tl.constexpr
 ):  # fmt: skip
-    """Ask for the first 4 LINES kB of `planes` planes, and for their ranges, before the depth is known.
-
-    Every depth needs the first plane; more are a guess, and a wrong one costs no more than the bytes.
-    """
+    """The first plane is needed at every depth: ask for its first 4 LINES kB per warp, and for their ranges, before
+    the depth is known."""
     i_thread = tl.arange(0, 32 * TILES * SPLIT)[None, :]
     i_piece = i_thread // 32 % SPLIT + tl.arange(0, LINES)[:, None] * SPLIT
     i_tile = (tl.program_id(0) * TILES + i_thread // (32 * SPLIT)).to(tl.int64)
     i_line = i_piece * 32 + i_thread % 32
-    for plane in tl.static_range(MOST):
-        m_line = (i_line < NG * 4) & (plane < planes)
-        prefetch_l2(p_w, plane * o_plane + i_tile * NG * 128 + i_line * 32, m_line.to(tl.int32), ASM)
+    prefetch_l2(p_w, i_tile * NG * 128 + i_line * 32, (i_line < NG * 4).to(tl.int32), ASM)
     # A line holds the ranges of two groups.
     i_line = i_piece * 4 + i_thread % 32
     m_line = (i_thread % 32 < 4) & (i_line * 2 < NG)
@@ -339,7 +334,7 @@ def plane_gemv_kernel(
     """
     begin_dependent(FLAGS[2] == 1)
     if FLAGS[3] > 0:
-        _prefetch(p_w, p_r, 0, NG, 1, FLAGS[3], 1, WARPS[0], WARPS[1], FLAGS[4])
+        _prefetch(p_w, p_r, NG, FLAGS[3], WARPS[0], WARPS[1], FLAGS[4])
     wait_for_inputs(FLAGS[2] > 0)
     first_tile = tl.program_id(0) * WARPS[0]
     p_depth += ((first_tile >= end0).to(tl.int32) + (first_tile >= end1).to(tl.int32)) * tokens
@@ -369,7 +364,7 @@ def routed_gemv_kernel(
     """y = W_depth x for one token; the depth follows from the router's parts (route.py), found by every program.
 
     WARPS: (tiles, split, slices, first tiles of the second and third section). FLAGS: as in plane_gemv_kernel, then
-    (router parts, hidden, mode, first weights held in registers, planes of the depth before asked for).
+    (router parts, hidden, mode, first weights held in registers, whether the router is a sketch).
     """
     begin_dependent(FLAGS[2] == 1)
     NG = tl.cdiv(width, 128)
@@ -382,17 +377,13 @@ def routed_gemv_kernel(
     first = None
     if FLAGS[8]:
         first = _first_weights(p_w, p_r, NG, UNITS, WARPS[0], WARPS[1], FLAGS[4])
-    constants = router_constants(p_small, p_control, head, FLAGS[6])
-    if FLAGS[9]:
-        # The token before had this depth; whether the number is of that token or of this one does not matter here.
-        planes = tl.load(p_record + 4 * head + 3).to(tl.int32)
-        _prefetch(p_w, p_r, o_plane, NG, tl.maximum(planes, 1), FLAGS[3], WARPS[2], WARPS[0], WARPS[1], FLAGS[4])
-    elif FLAGS[3] > 0:
-        _prefetch(p_w, p_r, 0, NG, 1, FLAGS[3], 1, WARPS[0], WARPS[1], FLAGS[4])
+    constants = router_constants(p_small, p_control, head, FLAGS[6], FLAGS[7], FLAGS[9])
+    if FLAGS[3] > 0:
+        _prefetch(p_w, p_r, NG, FLAGS[3], WARPS[0], WARPS[1], FLAGS[4])
     wait_for_inputs(FLAGS[2] > 0)
     b_sum, b_peak = sum_parts(p_part, FLAGS[5], FLAGS[6])
     depth, scale = decide(p_record, constants, b_sum, b_peak, width, eps, head, new_head, FLAGS[6], FLAGS[7],
-                          p_small is not None)  # fmt: skip
+                          p_small is not None, FLAGS[9])  # fmt: skip
     # What is added to the product comes in while it is made.
     terms = _row_terms(p_y, p_bias, p_shift, p_gain, depth, rows, 1, FLAGS[0], WARPS[0])
     b_y0, b_y1 = _at_one_depth(

@@ -1,8 +1,8 @@
 """From a site's raw input to what its product needs: activation bytes, and the router's first layer in parts.
 
 Programs share the columns of a token and never wait for each other: each product adds up the parts by itself and
-decides its depth (`decide`), so a decode step needs neither a second launch nor the host. The router is the two-layer
-perceptron of mobiquant_core.router.
+decides its depth (`decide`), so a decode step needs neither a second launch nor the host. Routers are the two-layer
+perceptron of mobiquant_core.router or, with SKETCH, its closed form.
 """
 
 import triton
@@ -17,6 +17,10 @@ EXTRA: tl.constexpr = tl.constexpr(3)
 AS_IT_IS: tl.constexpr = tl.constexpr(0)
 NORM: tl.constexpr = tl.constexpr(1)
 GATE: tl.constexpr = tl.constexpr(2)
+_LINEAR: tl.constexpr = tl.constexpr(4)
+"""Where the linear sums of a sketch router start in the second half of a part."""
+_ROUNDING: tl.constexpr = tl.constexpr(1e-7)
+"""Least part of the centre's energy that is left of it in fp32 when the input cancels it."""
 
 
 @triton.jit
@@ -50,6 +54,30 @@ def write_part(p_part, i_part, b_x, b_h, b_direction, HIDDEN: tl.constexpr, ROUT
 
 
 @triton.jit
+def write_sketch_part(p_part, i_part, b_x, b_h, b_energy, b_centre, HIDDEN: tl.constexpr, MODE: tl.constexpr):
+    """A sketch router's row of 2 HIDDEN numbers: energy sums of every score, sum of h^2 where `write_part` has it.
+
+    Before a norm is known, sum e (s x - c)^2 goes apart into powers of its scale s: e x^2 here, e c x behind.
+    """
+    p_part += i_part * 2 * HIDDEN
+    i_score = tl.arange(0, HIDDEN)
+    b_energy = b_energy.to(tl.float32)
+    if MODE == NORM:
+        b_linear = tl.sum(b_energy * (b_x * b_centre)[None, :], 1)
+        tl.store(p_part + HIDDEN + _LINEAR + i_score, b_linear, mask=i_score < HEADS * EXTRA)
+        tl.store(p_part + HIDDEN + 2, tl.sum(b_h * b_h, 0))
+    else:
+        b_x -= b_centre
+    tl.store(p_part + i_score, tl.sum(b_energy * (b_x * b_x)[None, :], 1))
+
+
+@triton.jit
+def centre_part(p_direction, i_column, width, HIDDEN: tl.constexpr):
+    """A sketch router's centre at some columns: the last row, which is no score's."""
+    return tl.load(p_direction + (HIDDEN - 1) * width + i_column, mask=i_column < width, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def direction_part(p_direction, i_column, width, HIDDEN: tl.constexpr):
     """The router's first layer at some columns, [HIDDEN, columns]."""
     o_direction = tl.arange(0, HIDDEN)[:, None] * width + i_column[None, :]
@@ -59,7 +87,7 @@ def direction_part(p_direction, i_column, width, HIDDEN: tl.constexpr):
 @triton.jit
 def prepare_kernel(
     p_h, p_norm, p_direction, p_x, p_m, p_part, width, NG, HIDDEN: tl.constexpr, GROUPS: tl.constexpr,
-    MODE: tl.constexpr, PDL: tl.constexpr,
+    MODE: tl.constexpr, PDL: tl.constexpr, SKETCH: tl.constexpr,
 ):  # fmt: skip
     """Bytes and router part of GROUPS groups of one token."""
     begin_dependent(PDL)
@@ -71,6 +99,9 @@ def prepare_kernel(
     b_direction = 0.0
     if p_direction is not None:
         b_direction = direction_part(p_direction, i_column, width, HIDDEN)
+    b_centre = 0.0
+    if SKETCH:
+        b_centre = centre_part(p_direction, i_column, width, HIDDEN)
     b_norm = 1.0
     if MODE == NORM:
         b_norm = tl.load(p_norm + i_column, mask=i_column < width, other=0.0).to(tl.float32)
@@ -81,25 +112,52 @@ def prepare_kernel(
         # The same numbers once more, from the L1 cache: asked for now, they are there when the bytes are written.
         b_h = tl.load(p_h + i_column, mask=i_column < width, other=0.0)
     split_groups(tl.reshape(b_x, (GROUPS, 128)), p_x, p_m, i_group, NG)
-    write_part(p_part, i_program, b_x, b_h, b_direction, HIDDEN, p_direction is not None)
+    if SKETCH:
+        write_sketch_part(p_part, i_program, b_x, b_h, b_direction, b_centre, HIDDEN, MODE)
+    else:
+        write_part(p_part, i_program, b_x, b_h, b_direction, HIDDEN, p_direction is not None)
 
 
 @triton.jit
-def router_constants(p_small, p_control, head, HIDDEN: tl.constexpr):
+def router_constants(p_small, p_control, head, HIDDEN: tl.constexpr, MODE: tl.constexpr, SKETCH: tl.constexpr):
     """What the decision at linear `head` reads besides its parts: (threshold, fixed depth or 0), and the router's
     second layer. No kernel of a step writes it, so it is on its way while the kernel before still runs."""
     constants = (tl.load(p_control + 4 * head), tl.load(p_control + 4 * head + 1))
     if p_small is not None:
-        i_lane = tl.arange(0, 2 * HIDDEN)
-        m_hidden = i_lane < HIDDEN
-        for row in tl.static_range(3):
-            constants = constants + (tl.load(p_small + row * HIDDEN + i_lane, mask=m_hidden, other=0.0),)  # noqa: RUF005
-        p_base = p_small + 3 * HIDDEN
-        p_row = p_base + HEADS * EXTRA
-        for extra in tl.static_range(EXTRA):
-            i_score = head + extra * HEADS
-            b_row = tl.load(p_row + i_score * HIDDEN + i_lane, mask=m_hidden, other=0.0)
-            constants = constants + (b_row, tl.load(p_base + i_score))  # noqa: RUF005
+        if SKETCH:
+            constants = constants + _sketch_constants(p_small, head, MODE)
+        else:
+            constants = constants + _perceptron_constants(p_small, head, HIDDEN)
+    return constants
+
+
+@triton.jit
+def _perceptron_constants(p_small, head, HIDDEN: tl.constexpr):
+    """Two rows for sizes and the bias; then row and base of every slice's score."""
+    i_lane = tl.arange(0, 2 * HIDDEN)
+    m_hidden = i_lane < HIDDEN
+    constants = ()
+    for row in tl.static_range(3):
+        constants = constants + (tl.load(p_small + row * HIDDEN + i_lane, mask=m_hidden, other=0.0),)  # noqa: RUF005
+    p_base = p_small + 3 * HIDDEN
+    p_row = p_base + HEADS * EXTRA
+    for extra in tl.static_range(EXTRA):
+        i_score = head + extra * HEADS
+        b_row = tl.load(p_row + i_score * HIDDEN + i_lane, mask=m_hidden, other=0.0)
+        constants = constants + (b_row, tl.load(p_base + i_score))  # noqa: RUF005
+    return constants
+
+
+@triton.jit
+def _sketch_constants(p_small, head, MODE: tl.constexpr):
+    """Offset and energy of the centre of every slice."""
+    constants = ()
+    for extra in tl.static_range(EXTRA):
+        i_score = head + extra * HEADS
+        energy = 0.0
+        if MODE == NORM:
+            energy = tl.load(p_small + HEADS * EXTRA + i_score)
+        constants = constants + (tl.load(p_small + i_score), energy)  # noqa: RUF005
     return constants
 
 
@@ -119,7 +177,7 @@ def sum_parts(p_part, PARTS: tl.constexpr, HIDDEN: tl.constexpr):
 @triton.jit
 def decide(
     p_record, constants, b_sum, b_peak, width, eps, head, record, HIDDEN: tl.constexpr, MODE: tl.constexpr,
-    ROUTED: tl.constexpr,
+    ROUTED: tl.constexpr, SKETCH: tl.constexpr,
 ):  # fmt: skip
     """(depth, 1 / rms) of the token at linear `head` of the site; every program finds them for itself.
 
@@ -130,7 +188,10 @@ def decide(
         scale = tl.rsqrt(_element(b_sum, HIDDEN + 2) / width + eps)
     depth = constants[1].to(tl.int32)
     if ROUTED:
-        chosen = _score(p_record, constants, b_sum, b_peak, scale, width, head, record, HIDDEN)
+        if SKETCH:
+            chosen = _sketch_score(p_record, constants, b_sum, scale, head, record, HIDDEN, MODE)
+        else:
+            chosen = _score(p_record, constants, b_sum, b_peak, scale, width, head, record, HIDDEN)
         depth = tl.where(depth > 0, depth, chosen)
     tl.store(p_record + 4 * head + EXTRA, depth.to(tl.float32), mask=record)
     return depth, scale
@@ -166,6 +227,28 @@ def _score(p_record, constants, b_sum, b_peak, scale, width, head, record, HIDDE
     depth = 1
     for extra in tl.static_range(EXTRA):
         least = tl.minimum(least, sums[extra] + constants[6 + 2 * extra])
+        depth += (least > constants[0]).to(tl.int32)
+        tl.store(p_record + 4 * head + extra, least, mask=record)
+    return depth
+
+
+@triton.jit
+def _sketch_score(p_record, constants, b_sum, scale, head, record, HIDDEN: tl.constexpr, MODE: tl.constexpr):
+    """The depth by a sketch router's scores, which are recorded."""
+    i_lane = tl.arange(0, 2 * HIDDEN)
+    if MODE == NORM:
+        b_sum *= tl.where(i_lane < HIDDEN, scale * scale, -2.0 * scale)
+    least = float("inf")
+    depth = 1
+    for extra in tl.static_range(EXTRA):
+        i_score = head + extra * HEADS
+        m_own = i_lane == i_score
+        if MODE == NORM:
+            m_own |= i_lane == HIDDEN + _LINEAR + i_score
+        gain = tl.sum(tl.where(m_own, b_sum, 0.0), 0) + constants[3 + 2 * extra]
+        # What rounding leaves of terms that cancel must not pass for no gain at all.
+        gain = tl.maximum(gain, tl.maximum(constants[3 + 2 * extra] * _ROUNDING, 1e-30))
+        least = tl.minimum(least, tl.log(gain) + constants[2 + 2 * extra])
         depth += (least > constants[0]).to(tl.int32)
         tl.store(p_record + 4 * head + extra, least, mask=record)
     return depth

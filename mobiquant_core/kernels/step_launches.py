@@ -77,12 +77,13 @@ def prepare(
     hidden: int,
     mode: int,
     dependent: bool,
+    sketch: bool = False,
 ) -> None:
     """Activation bytes and router parts of a site's input."""
     each = groups_per_part(width)
     prepare_kernel[(part_count(width),)](
         source, norm, direction, out.bytes, out.scales, parts, width, out.scales.shape[1], HIDDEN=hidden, GROUPS=each,
-        MODE=mode, PDL=dependent, num_warps=max(1, each // 2), launch_pdl=dependent,
+        MODE=mode, PDL=dependent, SKETCH=sketch, num_warps=max(1, each // 2), launch_pdl=dependent,
     )  # fmt: skip
 
 
@@ -110,18 +111,21 @@ def attend(
     position: Tensor,
     scratch: tuple[Tensor, Tensor],
     out: Float[Tensor, "1 width"],
-    prepared: tuple[Tensor | None, SplitActivations, Tensor, int],
+    prepared: tuple[Tensor | None, SplitActivations, Tensor, int, bool],
     *,
     dependent: bool,
     exact: bool,
 ) -> None:
-    """out = attention of the newest token; `prepared`: (router direction, bytes, parts, hidden or 0 for raw output)."""
-    direction, split, parts, hidden = prepared
+    """out = attention of the newest token.
+
+    `prepared`: (router direction, bytes, parts, hidden or 0 for raw output, whether the router is a sketch).
+    """
+    direction, split, parts, hidden, sketch = prepared
     attention_kernel[(sizes.kv_heads, SPLITS)](
         qkv, *cache, rotary, *norms, position, *scratch, out, direction, split.bytes, split.scales, parts,
         sizes.heads, sizes.kv_heads, cache[0].shape[1],
         SIZES=(sizes.head_dim, sizes.share, sizes.rows, _POSITIONS, SPLITS, sizes.window),
-        FLAGS=(dependent, exact, hidden, math.log2(math.e) * sizes.head_dim**-0.5, sizes.norm_eps),
+        FLAGS=(dependent, exact, hidden, math.log2(math.e) * sizes.head_dim**-0.5, sizes.norm_eps, sketch),
         num_warps=4, launch_pdl=dependent,
     )  # fmt: skip
 

@@ -25,10 +25,6 @@ class Tuning:
     """Pieces of 4 kB of the first plane that a warp asks for before it knows the depth."""
     held: bool = False
     """Whether a decode step's product loads its first step's plane and ranges before its input is there."""
-    guess: bool = False
-    """Whether a decode step's product asks for as many planes as the token before took, not for the first alone."""
-    evict: bool = False
-    """Whether planes are marked as the first to leave the L2 cache."""
     late: bool = False
     """Whether the next kernel may start only when this one's products are done, not at once."""
     registers: int | None = None
@@ -37,31 +33,30 @@ class Tuning:
 
 
 _UNITS = (4, 2, 1, 1)
-_MEASURED: dict[tuple[str, int, int], Tuning] = {
+_OF_ONE: dict[tuple[int, int], Tuning] = {
+    (6144, 32): Tuning(1, 4, _UNITS, 1, held=True),
     # Registers: as many as let all programs of the product run at once.
-    ("NVIDIA H200", 6144, 32): Tuning(1, 4, (8, 4, 2, 2), 1, held=True, registers=168),
-    ("NVIDIA H200", 4096, 32): Tuning(1, 8, (4, 2, 1, 1), 1, held=True, registers=128),
-    ("NVIDIA H200", 28672, 32): Tuning(2, 1, (4, 4, 2, 2), 1, held=True, registers=144),
-    ("NVIDIA H200", 4096, 112): Tuning(1, 8, (4, 2, 2, 2), 1, held=True, registers=128),
+    (4096, 32): Tuning(1, 8, _UNITS, 1, held=True, registers=128),
+    (28672, 32): Tuning(2, 1, _UNITS, 1, held=True),
+    (4096, 112): Tuning(1, 8, _UNITS, 1, held=True),
 }
-"""(card, rows, groups): what won on that card at one token, launches overlapping; benchmarks/results has the sweep."""
+"""(rows, groups): what won at one token in whole decode steps on an H100; an H200 has the same chip."""
 _SPLITS_OF_SEVERAL: dict[tuple[int, int], int] = {(6144, 32): 4, (4096, 32): 8, (28672, 32): 2, (4096, 112): 8}
 """(rows, groups): warps of a tile that won at 8 and 16 tokens of mixed depths on an H100; an H200 has the same chip."""
-_CARDS_OF_SEVERAL = ("NVIDIA H100 80GB HBM3", "NVIDIA H200")
+_HOPPER = ("NVIDIA H100 80GB HBM3", "NVIDIA H200")
 
 
 def tuning_for(rows: int, groups: int, tokens: int, device: torch.device) -> Tuning:
     """The table's entry, or a rule that needs nothing but the number of multiprocessors."""
     name, multiprocessors = ("cpu", 1) if device.type != "cuda" else _card(device)
-    found = _MEASURED.get((name, rows, groups))
-    if found is not None and tokens <= 4:
-        return found
+    if tokens <= 4 and name in _HOPPER and (rows, groups) in _OF_ONE:
+        return _OF_ONE[rows, groups]
     tiles = -(-rows // 16)
     split = 1
     while split < 8 and tiles * split < multiprocessors * _WARPS_PER_MULTIPROCESSOR and split * 2 <= groups:
         split *= 2
     if tokens > 4:
-        measured = _SPLITS_OF_SEVERAL if name in _CARDS_OF_SEVERAL else {}
+        measured = _SPLITS_OF_SEVERAL if name in _HOPPER else {}
         # With four tiles of tokens the compiler would take all registers it can get; with 128 next to nothing spills.
         return Tuning(1, measured.get((rows, groups), split), _UNITS, registers=128)
     # More groups at once than a warp has would only be masked out.

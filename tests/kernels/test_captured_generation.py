@@ -3,11 +3,12 @@
 import gc
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from test_step import llama, quantized_with_routers, qwen3
+from test_step import llama, llama_with_fused_output, quantized_with_routers, qwen3
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel, Qwen2Config
 
 from mobiquant_core.convert import QuantizedModel
@@ -16,8 +17,9 @@ from mobiquant_core.errors import KernelError
 from mobiquant_core.fast_decode import from_model
 from mobiquant_core.fast_decode.lending import Lender, build_session
 from mobiquant_core.fast_decode.session import Session
+from mobiquant_core.hf import CALIBRATION_FILE
 from mobiquant_core.kernels import dispatch, reference
-from mobiquant_core.loading import load_engine
+from mobiquant_core.loading import DEMO_MODEL, load_engine
 from mobiquant_core.packing import unpack
 from mobiquant_core.planes import site_planes
 from mobiquant_core.policies import RouterPolicy
@@ -53,15 +55,13 @@ def _mixed_planes(x, packed, depths, bias=None, shift=None, gain=None) -> torch.
 
 
 @pytest.fixture
-def engine_of(
-    tokenizer, device: str, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[Callable[[], PreTrainedModel]], Engine]:
+def engine_of(tokenizer, device: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Engine]:
     if device == "cpu":
         # The modules multiply by the definition: interpreted kernels take seconds.
         monkeypatch.setattr(dispatch, "mixed_planes", _mixed_planes)
 
-    def make(model: Callable[[], PreTrainedModel]) -> Engine:
-        quantized = quantized_with_routers(model, device)
+    def make(model: Callable[[], PreTrainedModel], kind: str = "mlp") -> Engine:
+        quantized = quantized_with_routers(model, device, kind)
         quantized._policies["router"] = RouterPolicy()
         quantized._tables["router"] = _Thresholds(len(quantized.linears))
         for site in quantized.sites:
@@ -111,6 +111,13 @@ def test_the_router_gives_the_same_columns(engine_of, make, mode: str) -> None:
     assert trace.machine["decode"] == "captured graph"
     # Depths must differ, or the comparison would say little.
     assert len(np.unique(trace.columns.depths)) > 1
+
+
+def test_a_sketch_router_gives_the_same_columns(engine_of) -> None:
+    engine = engine_of(llama_with_fused_output, "sketch")
+    captured = generate(engine, budget=4.0)
+    assert_same(captured, through_modules(engine, budget=4.0))
+    assert len(np.unique(captured[-1].columns.depths)) > 1
 
 
 def test_a_policy_of_positions_keeps_its_own_scores(engine_of) -> None:
@@ -244,6 +251,13 @@ def test_models_whose_layers_or_angles_the_step_does_not_know_are_refused(device
     assert "heads" in from_model.why_not(quantized)
 
 
+def test_routers_the_step_does_not_know_are_refused(device: str) -> None:
+    quantized = quantized_with_routers(llama, device, "sketch")
+    assert from_model.why_not(quantized) == ""
+    object.__setattr__(quantized.sites[0], "router", torch.nn.Identity())
+    assert "neither perceptrons nor sketches" in from_model.why_not(quantized)
+
+
 def test_the_bundled_model_can_be_captured() -> None:
     engine = load_engine("demo", device="cpu", keep_reference=False)
     assert from_model.why_not(engine.quantized) == ""
@@ -251,10 +265,26 @@ def test_the_bundled_model_can_be_captured() -> None:
     assert "without kernels" in engine.lender.why_not(engine.quantized.policy("router"))
 
 
+@pytest.fixture(params=["mlp", "sketch"])
+def model_name(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The bundled model, or its plain checkpoint as a user brings one: loading calibrates it and fits sketches."""
+    if request.param == "mlp":
+        return "demo"
+    monkeypatch.setenv("MOBIQUANT_CACHE", str(tmp_path / "cache"))
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for file in DEMO_MODEL.iterdir():
+        if file.name != CALIBRATION_FILE:
+            (plain / file.name).symlink_to(file)
+    return str(plain)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_bundled_model_on_a_gpu() -> None:
-    engine = load_engine("demo", device="cuda")
+def test_the_bundled_model_on_a_gpu(model_name: str) -> None:
+    engine = load_engine(model_name, device="cuda")
+    assert engine.quantized.calibration.router_kind == ("mlp" if model_name == "demo" else "sketch")
+    assert engine.lender.why_not(engine.quantized.policy("router")) == ""
     ids = engine.encode("The river runs through the valley and")
     asked = {"budget": 4.0, "max_new_tokens": 32, "temperature": 0.0}
     captured = list(engine.generate(ids, **asked))

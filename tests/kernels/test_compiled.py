@@ -41,17 +41,60 @@ print(json.dumps({"ttgir": made.asm["ttgir"], "ptx": made.asm["ptx"]}))
 """
 
 
+_COMPILE_SKETCH = """
+import json, sys
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from mobiquant_core.kernels.attention import attention_kernel
+from mobiquant_core.kernels.plane_gemv import routed_gemv_kernel
+from mobiquant_core.kernels.route import prepare_kernel
+
+capability, kernel, mode, heads = json.loads(sys.argv[1])
+half = {"p_direction": "*fp16"}
+integers = {"p_w": "*i32", "p_r": "*i32", "p_position": "*i32", "p_count": "*i32"}
+if kernel == "prepare":
+    kernel, warps = prepare_kernel, 1
+    integers |= {"p_x": "*i8"}
+    constants = {"HIDDEN": 16, "GROUPS": 2, "MODE": mode, "PDL": capability >= 90, "SKETCH": True}
+    constants |= {} if mode == 1 else {"p_norm": None}
+elif kernel == "product":
+    kernel, warps = routed_gemv_kernel, 2
+    integers |= {"p_x": "*i32"}
+    constants = {"p_bias": None, "p_shift": None, "p_gain": None, "UNITS": (4, 2, 1, 1), "WARPS": (2, 1, 4, 8, 2**30)}
+    constants |= {"FLAGS": (False, 16, int(capability >= 90), 1, True, 8, 16, mode, False, True)}
+else:
+    kernel, warps = attention_kernel, 4
+    integers |= {"p_x": "*i8"}
+    half |= {"p_k": "*bf16", "p_v": "*bf16"}
+    constants = {"p_qnorm": None, "p_knorm": None, "SIZES": (64, heads, 16, 32, 16, 2**30)}
+    constants |= {"FLAGS": (capability >= 90, False, 16, 0.18, 1e-6, True)}
+signature = {name: "*fp32" if name.startswith("p_") else "i32" for name in kernel.arg_names}
+signature |= {name: kind for name, kind in (half | integers | {"eps": "fp32"}).items() if name in signature}
+source = ASTSource(
+    kernel,
+    signature | dict.fromkeys(constants, "constexpr"),
+    constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
+)
+options = {"num_warps": warps, "launch_pdl": capability >= 90}
+print(json.dumps({"ptx": compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm["ptx"]}))
+"""
+
+
+def compiled(program: str, setting: list, home: Path) -> dict[str, str]:
+    environment = {"PATH": "/usr/bin:/bin", "TRITON_INTERPRET": "0", "HOME": str(home)}
+    done = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(setting)],
+        capture_output=True, text=True, env=environment, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
 @pytest.mark.parametrize(
     ("capability", "tokens", "units", "overlap"), [(90, 1, (4, 2, 1, 1), 1), (80, 4, (1, 1, 1, 1), 0), (90, 8, (), 1)]
 )
 def test_lanes_and_loads(capability: int, tokens: int, units: tuple[int, ...], overlap: int, tmp_path: Path) -> None:
-    setting = json.dumps([capability, tokens, units, overlap])
-    environment = {"PATH": "/usr/bin:/bin", "TRITON_INTERPRET": "0", "HOME": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", _COMPILE, setting], capture_output=True, text=True, env=environment, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    made = json.loads(done.stdout)
+    made = compiled(_COMPILE, [capability, tokens, units, overlap], tmp_path)
     products = [line for line in made["ttgir"].splitlines() if "mma.sync" in line]
     layouts = set(re.findall(r"tensor<[^>]*(#\w+)>", "\n".join(products)))
     assert products and layouts
@@ -61,3 +104,15 @@ def test_lanes_and_loads(capability: int, tokens: int, units: tuple[int, ...], o
         assert re.search(r"threadsPerWarp = \[(1, )*32\]", layout) and re.search(r"order = \[(1, )?0\]", layout)
     assert "ld.global.nc.L1::no_allocate.L2::128B.v4.b32" in made["ptx"]
     assert ("griddepcontrol.wait" in made["ptx"]) == bool(overlap)
+
+
+@pytest.mark.parametrize(
+    ("capability", "kernel", "mode"), [(90, "prepare", 1), (80, "prepare", 2), (90, "product", 1), (80, "attention", 0)]
+)
+def test_sketch_routers_compile(capability: int, kernel: str, mode: int, tmp_path: Path) -> None:
+    made = compiled(_COMPILE_SKETCH, [capability, kernel, mode, 2], tmp_path)
+    before, _, after = made["ptx"].partition("griddepcontrol.wait")
+    assert bool(after) == (capability >= 90)
+    if kernel == "prepare" and after:
+        # Energies and the centre are constants: they come in while the kernel before still runs.
+        assert "ld.global" in before and ".b16" not in "".join(re.findall(r"ld\.global\S*", after))

@@ -13,7 +13,7 @@ from mobiquant_core.fast_decode.from_model import step_weights
 from mobiquant_core.fast_decode.step import Step
 from mobiquant_core.fast_decode.weights import LayerWeights, SiteWeights
 from mobiquant_core.kernels.tuning import Tuning
-from mobiquant_core.router import MlpRouter
+from mobiquant_core.router import MlpRouter, SketchRouter
 from mobiquant_core.routing import FixedDepth
 
 _SMALL = {
@@ -39,35 +39,66 @@ def qwen3() -> PreTrainedModel:
     return Qwen3ForCausalLM(Qwen3Config(num_attention_heads=2, num_key_value_heads=1, **_SMALL))
 
 
-def quantized_with_routers(make: Callable[[], PreTrainedModel], device: str) -> QuantizedModel:
+MASSIVE = 3
+"""A channel that some norms make this much larger than the others, near its mean in every token."""
+
+
+def quantized_with_routers(make: Callable[[], PreTrainedModel], device: str, kind: str = "mlp") -> QuantizedModel:
     torch.manual_seed(0)
     model = make().eval().float().requires_grad_(False).to(device)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3 if parameter.dim() > 1 else 1.0)
+    if kind == "sketch":
+        model.get_submodule("model.layers.0.input_layernorm").weight[MASSIVE] = 100.0
     quantized = quantize_model(model, MobiQuantConfig())
     for site in quantized.sites:
-        router = MlpRouter(site.linears[0].in_features, len(site.linears), 3).to(device).requires_grad_(False)
+        width, heads = site.linears[0].in_features, len(site.linears)
+        router = (MlpRouter if kind == "mlp" else SketchRouter)(width, heads, 3).to(device).requires_grad_(False)
         for parameter in router.parameters():
             torch.nn.init.normal_(parameter, std=0.5)
         object.__setattr__(site, "router", router)
+    if kind == "sketch":
+        make_sketches_fit(quantized)
     return quantized
 
 
+def make_sketches_fit(quantized: QuantizedModel) -> None:
+    """Energies are no negative numbers, scores lie about 0, and the massive channel is all but cancelled."""
+    with FixedDepth(2), torch.no_grad():
+        inputs = site_inputs(quantized, [5])
+    for site, x in zip(quantized.sites, inputs, strict=True):
+        router = site.router
+        router.energy.abs_()
+        router.centre[MASSIVE] = x[0, -1, MASSIVE] + 0.5
+        # As calibration stores them.
+        for parameter in router.parameters():
+            parameter.copy_(parameter.half())
+        wanted = torch.tensor([1.5, 0.0, -1.5], device=x.device).repeat(len(site.linears))
+        wanted += torch.randn_like(wanted)
+        router.offset.copy_((router.offset - router(x[:, -1]).flatten() + wanted).half())
+
+
+@pytest.mark.parametrize("kind", ["mlp", "sketch"])
 @pytest.mark.parametrize("make", [llama_with_fused_output, qwen3])
-def test_tokens_scores_and_depths(make: Callable[[], PreTrainedModel], device: str, asm: bool) -> None:
-    quantized = quantized_with_routers(make, device)
+def test_tokens_scores_and_depths(make: Callable[[], PreTrainedModel], kind: str, device: str, asm: bool) -> None:
+    quantized = quantized_with_routers(make, device, kind)
+    limit = 0.3
     step = Step(step_weights(quantized, 16), 16, dtype=torch.float32, dependent=False, asm=asm)
-    step.buffers.control[:, 0] = 0.3
+    step.buffers.control[:, 0] = limit
     step.buffers.token.fill_(5)
-    step.run(draw=False)
+    logits = step.forward()
+    step.draw(logits, False)
     depths = step.buffers.record[:, 3]
+    assert len(depths.unique()) > 2
     with FixedDepth(depths), torch.no_grad():
         inputs = site_inputs(quantized, [5])
+        expected = quantized.model(torch.tensor([[5]], device=device)).logits[0, -1]
     for site, x in zip(quantized.sites, inputs, strict=True):
         scores = site.router(x[:, -1])[0]
         own = slice(site.first, site.first + len(site.linears))
         torch.testing.assert_close(step.buffers.record[own, :3], scores, rtol=2e-3, atol=2e-3)
-        assert torch.equal((scores > 0.3).sum(-1).float() + 1, depths[own])
+        assert torch.equal((scores > limit).sum(-1).float() + 1, depths[own])
+    torch.testing.assert_close(logits, expected, rtol=2e-3, atol=2e-3 * float(expected.abs().max()))
     assert int(step.buffers.position) == 1
 
 
@@ -105,7 +136,7 @@ def test_what_is_asked_for_early_changes_no_number(device: str, asm: bool) -> No
     quantized = quantized_with_routers(llama_with_fused_output, device)
     weights, found = step_weights(quantized, 16), []
     packed = [site.weight for site in _sites(weights.layers[0])]
-    early = Tuning(1, 2, (2, 1, 1, 1), pieces=1, held=True, guess=True, evict=True)
+    early = Tuning(1, 2, (2, 1, 1, 1), pieces=1, held=True)
     for tuning in (Tuning(1, 2, (2, 1, 1, 1)), early):
         tunings = {(weight.out_features, weight.groups): tuning for weight in packed}
         step = Step(weights, 16, dtype=torch.float32, dependent=False, asm=asm, tuning=tunings)
