@@ -112,8 +112,7 @@ class FitLinear(nn.Module):
         run, weight = self.run, self.scaled_weight()
         depths = self.config.depths if run.parts is None else len(run.parts)
         rounding = (self.lean, run.softness, run.reach, self.home)
-        plain = nested_weights(weight, low, high, self.config, run.compute, *rounding, depths)
-        return plain * self.gain()[:depths].to(plain.dtype).unsqueeze(-1)
+        return nested_weights(weight, low, high, self.config, run.compute, *rounding, self.gain()[:depths])
 
     @torch.no_grad()
     def settle(self) -> None:
