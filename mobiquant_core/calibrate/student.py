@@ -40,19 +40,22 @@ class Pass:
     """How near to a base cell's border, in base cells, learnt rounding may cross it."""
     parts: tuple[int, ...] | None = None
     """Windows of the first depths in a pass at fixed depths, the only ones computed; by default equally many of all."""
+    spared: Tensor | None = None
+    """[windows]: the last windows of a pass at fixed depths, each with the share of its answers (one per token and
+    linear, drawn at random) that come at full precision, all others from depth 1."""
     scores: dict[int, Tensor] = field(default_factory=dict)
     """By canonical index of the linear, [batch, tokens, extra]: filled by a gated pass."""
     choose: Callable[["FitLinear", Tensor], Tensor] = lambda linear, x: torch.ones(x.shape[:2], device=x.device)
     """(linear, its input) -> depths [batch, tokens]: passes whose depths a policy chooses."""
 
     @contextmanager
-    def at_fixed_depths(self, parts: tuple[int, ...] | None) -> Iterator[None]:
+    def at_fixed_depths(self, parts: tuple[int, ...] | None, spared: Tensor | None = None) -> Iterator[None]:
         """Passes at fixed depths on such parts of the batch."""
-        self.mode, self.parts = FIXED_DEPTHS, parts
+        self.mode, self.parts, self.spared = FIXED_DEPTHS, parts, spared
         try:
             yield
         finally:
-            self.parts = None
+            self.parts, self.spared = None, None
 
 
 class FitSite:
@@ -134,7 +137,7 @@ class FitLinear(nn.Module):
     def forward(self, x: Float[Tensor, "batch tokens in_features"]) -> Float[Tensor, "batch tokens out"]:
         if self.run.mode == FULL_PRECISION:
             return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
-        gates = self._gates(x)
+        gates, exact = self._gates(x), x
         if self.site.log_scale is not None:
             x = x * (-self.site.log_scale).exp()
         shift = self.output_shift()
@@ -142,7 +145,7 @@ class FitLinear(nn.Module):
             shift = shift + self.bias
         inputs, stack = x.to(self.run.compute), self.stack()
         if gates is None:
-            y = self._at_fixed_depths(inputs, stack, shift)
+            y = self._at_fixed_depths(inputs, stack, shift, exact)
         elif self.run.mode == CHOSEN:
             every = F.linear(inputs, stack.flatten(0, 1)).view(*x.shape[:2], self.config.depths, self.out_features)
             picked = gates.argmax(-1)[..., None, None].expand(-1, -1, 1, self.out_features)
@@ -175,15 +178,27 @@ class FitLinear(nn.Module):
                 run.scores[first + head] = every[:, :, head]
         return run.scores[self.index]
 
-    def _at_fixed_depths(self, inputs: Tensor, stack: Tensor, shift: Tensor) -> Tensor:
-        """Part k of the batch answers at depth k + 1."""
-        if self.run.parts is not None:
-            shifts = shift.to(inputs.dtype)[: len(self.run.parts)]
-            pieces = zip(inputs.split(self.run.parts), stack, shifts, strict=True)
-            return torch.cat([F.linear(piece, weight, bias) for piece, weight, bias in pieces])
+    def _at_fixed_depths(self, inputs: Tensor, stack: Tensor, shift: Tensor, exact: Tensor) -> Tensor:
+        """Part k of the batch answers at depth k + 1, what comes after the parts as `Pass.spared` says."""
+        run = self.run
+        if run.parts is not None:
+            shifts = shift.to(inputs.dtype)[: len(run.parts)]
+            pieces = zip(inputs[: sum(run.parts)].split(run.parts), stack, shifts, strict=True)
+            answers = [F.linear(piece, weight, bias) for piece, weight, bias in pieces]
+            if run.spared is not None:
+                first = slice(sum(run.parts), None)
+                answers.append(self._spared(inputs[first], exact[first], stack[0], shifts[0], run.spared))
+            return torch.cat(answers)
         parts = inputs.view(self.config.depths, -1, self.in_features)
         y = torch.baddbmm(shift.unsqueeze(1).to(parts.dtype), parts, stack.transpose(1, 2))
         return y.view(*inputs.shape[:2], self.out_features)
+
+    def _spared(self, inputs: Tensor, exact: Tensor, coarse: Tensor, shift: Tensor, share: Tensor) -> Tensor:
+        """Depth 1, but for a random share of tokens full precision."""
+        bias = None if self.bias is None else self.bias.to(inputs.dtype)
+        full = F.linear(exact.to(inputs.dtype), self.weight.to(inputs.dtype), bias)
+        chosen = torch.rand(inputs.shape[:2], device=inputs.device) < share.unsqueeze(-1)
+        return torch.where(chosen.unsqueeze(-1), full, F.linear(inputs, coarse, shift))
 
 
 @torch.no_grad()
