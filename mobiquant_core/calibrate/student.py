@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from mobiquant_core.architectures import Site, architecture_of
 from mobiquant_core.calibrate.backbone import Backbone
 from mobiquant_core.calibrate.fake_quant import RangeFit, leaning_base, leaning_residue, nested_weights
+from mobiquant_core.calibrate.gating import gated_answers
 from mobiquant_core.config import MobiQuantConfig
 from mobiquant_core.rounding import pack_residues, residue_bits
 from mobiquant_core.slicing import dequantize, group_columns, positions, round_range, slice_weight
@@ -151,8 +152,8 @@ class FitLinear(nn.Module):
             picked = gates.argmax(-1)[..., None, None].expand(-1, -1, 1, self.out_features)
             y = every.gather(2, picked).squeeze(2) + gates.to(shift.dtype) @ shift
         else:
-            every = F.linear(inputs, stack.flatten(0, 1)).view(*x.shape[:2], self.config.depths, self.out_features)
-            y = (gates.to(every.dtype).unsqueeze(-1) * every).sum(2) + gates.to(shift.dtype) @ shift
+            every = F.linear(inputs, stack.flatten(0, 1)).view(-1, self.config.depths, self.out_features)
+            y = gated_answers(every, gates.flatten(0, 1), shift).view(*x.shape[:2], self.out_features)
         return y.to(x.dtype)
 
     def _gates(self, x: Tensor) -> Float[Tensor, "batch tokens depths"] | None:
