@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mobiquant_core.budget import QUANTILES, BudgetController, ThresholdTable, validate_budget
 from mobiquant_core.config import MobiQuantConfig
 from mobiquant_core.errors import BudgetError
+from mobiquant_core.policies import unit_quantiles
 
 CONFIG = MobiQuantConfig()
 
@@ -62,6 +63,74 @@ def test_what_was_really_spent_translates_the_request():
     assert torch.allclose(corrected.at(3.2), plain.at(3.0))
     assert torch.allclose(corrected.at(5.0), plain.at(5.0))
     assert torch.equal(corrected.at(8.0), plain.at(8.0))
+
+
+def _bisected(quantiles, shares, budget, mode):
+    """Thresholds by halving the range of all scores 64 times, and nothing else."""
+
+    def average(thresholds):
+        last = quantiles.shape[-1] - 1
+        sought = thresholds[:, None, None].expand(*quantiles.shape[:2], 1).contiguous()
+        upper = torch.searchsorted(quantiles, sought, right=True)
+        right = upper.clamp(1, last)
+        left_value, right_value = quantiles.gather(-1, right - 1), quantiles.gather(-1, right)
+        within = ((sought - left_value) / (right_value - left_value).clamp_min(1e-300)).clamp(0, 1)
+        below = torch.where(upper > last, 1.0, (right - 1 + within) / last)
+        bits = 2 + 2 * (1 - torch.where(upper == 0, 0.0, below).squeeze(-1)).sum(-1)
+        return (bits * shares).sum() if mode == "global" else bits
+
+    low = torch.full((1 if mode == "global" else len(quantiles),), float(quantiles.min()) - 1, dtype=torch.float64)
+    high = torch.full_like(low, float(quantiles.max()) + 1)
+    for _ in range(64):
+        middle = (low + high) / 2
+        too_many = average(middle.expand(len(quantiles))) > budget
+        low, high = torch.where(too_many, middle, low), torch.where(too_many, high, middle)
+    return high.float().expand(len(quantiles))
+
+
+def _measured(_):
+    return _scores_and_table(3)[2]._quantiles
+
+
+def _steps(linears):
+    """Levels far apart, so that averages stand still between them, and ties."""
+    levels = torch.arange(3 * linears).view(3, linears).t().flip(-1)[..., None] + 0.01 * torch.linspace(0, 1, QUANTILES)
+    levels[0, :, 40:200] = levels[0, :, 40:41]
+    return levels.double()
+
+
+def _unit(linears):
+    return unit_quantiles(linears, 3).double()
+
+
+@pytest.mark.parametrize("mode", ["global", "per_linear"])
+@pytest.mark.parametrize("make", [_measured, _steps, _unit])
+def test_thresholds_are_those_of_plain_bisection(make, mode):
+    quantiles, weights = make(5), [100, 200, 400, 800, 100]
+    table, shares = (
+        ThresholdTable(quantiles, weights, CONFIG),
+        torch.tensor(weights, dtype=torch.float64) / sum(weights),
+    )
+    generator = torch.Generator().manual_seed(0)
+    drawn = (2 + 6 * torch.rand(20, generator=generator)).tolist()
+    for budget in [2.0001, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 6.05, 7.0, 7.95, 7.9999, *drawn]:
+        assert torch.equal(table.at(budget, mode), _bisected(quantiles, shares, budget, mode)), budget
+
+
+def test_a_corrected_budget_needs_few_averages(monkeypatch):
+    _, _, table = _scores_and_table(0)
+    looked_up, average_at = [], ThresholdTable._average_at
+
+    def counted(*arguments):
+        looked_up.append(None)
+        return average_at(*arguments)
+
+    table.at(3.0)
+    monkeypatch.setattr(ThresholdTable, "_average_at", counted)
+    budgets = [2.5 + 0.05 * step for step in range(100)]
+    for budget in budgets:
+        table.at(budget)
+    assert len(looked_up) < 8 * len(budgets)
 
 
 def test_unknown_mode_is_refused():
