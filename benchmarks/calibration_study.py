@@ -246,7 +246,8 @@ class Study:
             print_rows(f"{name}, held-out Wikipedia", held_out, sys.stdout.write)
         self.save()
         student.restore()
-        self.complete(name, found)
+        if whole:
+            self.complete(name, found)
 
     def complete(self, name: str, found: Calibration) -> None:
         """The rivals' thresholds, on the model as it will run, and where the artefact comes from; saved again."""
