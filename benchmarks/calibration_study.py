@@ -318,8 +318,9 @@ class Study:
             self.results["bit_specific_ratio"] = rows
             self.save()
         self.note(f"bit-specific ratios {rows}")
-        self.results["bars"] = self.bars(overrides, states[3], rows[4])
-        self.note(f"bars {self.results['bars']}")
+        if 3 in states and 4 in states:
+            self.results["bars"] = self.bars(overrides, states[3], rows[4])
+            self.note(f"bars {self.results['bars']}")
         self.save()
 
     def bars(self, overrides: dict, state: list[dict[str, Tensor]], at_four: float) -> dict[str, float]:

@@ -233,16 +233,14 @@ class EndToEnd:
 
     def _compute_base_gradients(self, batch: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         spared = round(len(batch) * self.settings.spared_share)
-        if spared == 0:
-            return self._compute_parts(batch, (len(batch),), None)
         places = torch.arange(spared, device=batch.device) + torch.rand(spared, device=batch.device)
-        return self._compute_parts(batch, (len(batch) - spared,), places / spared)
+        return self._compute_parts(batch, (len(batch),), places / spared if spared else None)
 
     def _compute_fixed_gradients(self, batch: Tensor, first: float) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return self._compute_parts(batch, parts_of(len(batch), self.student.config.depths, first), None)
+        return self._compute_parts(batch, parts_of(len(batch), self.student.config.depths, first))
 
     def _compute_parts(
-        self, batch: Tensor, parts: tuple[int, ...], spared: Tensor | None
+        self, batch: Tensor, parts: tuple[int, ...], spared: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """(KL per window, gradients of what is fitted): each part of the windows runs at its depth everywhere."""
         wanted = self._teach(batch)

@@ -42,8 +42,8 @@ class Pass:
     parts: tuple[int, ...] | None = None
     """Windows of the first depths in a pass at fixed depths, the only ones computed; by default equally many of all."""
     spared: Tensor | None = None
-    """[windows]: the last windows of a pass at fixed depths, each with the share of its answers (one per token and
-    linear, drawn at random) that come at full precision, all others from depth 1."""
+    """[windows]: for each of the last windows of a pass at fixed depths, the share of its answers (one per token and
+    linear, drawn at random) that come at full precision instead."""
     scores: dict[int, Tensor] = field(default_factory=dict)
     """By canonical index of the linear, [batch, tokens, extra]: filled by a gated pass."""
     choose: Callable[["FitLinear", Tensor], Tensor] = lambda linear, x: torch.ones(x.shape[:2], device=x.device)
@@ -180,26 +180,24 @@ class FitLinear(nn.Module):
         return run.scores[self.index]
 
     def _at_fixed_depths(self, inputs: Tensor, stack: Tensor, shift: Tensor, exact: Tensor) -> Tensor:
-        """Part k of the batch answers at depth k + 1, what comes after the parts as `Pass.spared` says."""
+        """Part k of the batch answers at depth k + 1; of the last windows, some tokens as `Pass.spared` says."""
         run = self.run
         if run.parts is not None:
             shifts = shift.to(inputs.dtype)[: len(run.parts)]
-            pieces = zip(inputs[: sum(run.parts)].split(run.parts), stack, shifts, strict=True)
-            answers = [F.linear(piece, weight, bias) for piece, weight, bias in pieces]
-            if run.spared is not None:
-                first = slice(sum(run.parts), None)
-                answers.append(self._spared(inputs[first], exact[first], stack[0], shifts[0], run.spared))
-            return torch.cat(answers)
+            pieces = zip(inputs.split(run.parts), stack, shifts, strict=True)
+            y = torch.cat([F.linear(piece, weight, bias) for piece, weight, bias in pieces])
+            return y if run.spared is None else self._spare(y, exact, run.spared)
         parts = inputs.view(self.config.depths, -1, self.in_features)
         y = torch.baddbmm(shift.unsqueeze(1).to(parts.dtype), parts, stack.transpose(1, 2))
         return y.view(*inputs.shape[:2], self.out_features)
 
-    def _spared(self, inputs: Tensor, exact: Tensor, coarse: Tensor, shift: Tensor, share: Tensor) -> Tensor:
-        """Depth 1, but for a random share of tokens full precision."""
-        bias = None if self.bias is None else self.bias.to(inputs.dtype)
-        full = F.linear(exact.to(inputs.dtype), self.weight.to(inputs.dtype), bias)
-        chosen = torch.rand(inputs.shape[:2], device=inputs.device) < share.unsqueeze(-1)
-        return torch.where(chosen.unsqueeze(-1), full, F.linear(inputs, coarse, shift))
+    def _spare(self, y: Tensor, exact: Tensor, share: Tensor) -> Tensor:
+        """Full precision for a random share of the tokens of the last windows."""
+        first = len(y) - len(share)
+        bias = None if self.bias is None else self.bias.to(y.dtype)
+        full = F.linear(exact[first:].to(y.dtype), self.weight.to(y.dtype), bias)
+        chosen = torch.rand(full.shape[:2], device=y.device) < share.unsqueeze(-1)
+        return torch.cat([y[:first], torch.where(chosen.unsqueeze(-1), full, y[first:])])
 
 
 @torch.no_grad()
