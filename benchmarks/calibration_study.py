@@ -174,6 +174,14 @@ class Study:
         if config.depths > 1:
             attach_routers(student, measure_layer_scores(student, self.calibration[: settings.measure_windows])[0])
         trainer = EndToEnd(student, settings.end_to_end)
+        settle = trainer.settle
+
+        def noted(batch: Tensor) -> None:
+            settle(batch)
+            self.synchronize()
+            self.short(f"{name}: base slice settled at step {trainer.steps_done}", student)
+
+        trainer.settle = noted
         divergence = math.nan if self.arguments.blocks_only else trainer.run(self.calibration)
         self.synchronize()
         seconds = time.monotonic() - begin
@@ -233,9 +241,13 @@ class Study:
         self.results.setdefault("elastic", {})[name] = {"wikitext2": rows, "spent": found.spent_bits}
         if whole:
             self.rest(student, book, name)
+        else:
+            held_out = policy_rows(student, book, self.tests["wikipedia"][:96], {"router": (2.5, 3.0, 4.0)}, BATCH)
+            print_rows(f"{name}, held-out Wikipedia", held_out, sys.stdout.write)
         self.save()
         student.restore()
-        self.complete(name, found)
+        if whole:
+            self.complete(name, found)
 
     def complete(self, name: str, found: Calibration) -> None:
         """The rivals' thresholds, on the model as it will run, and where the artefact comes from; saved again."""
@@ -306,8 +318,9 @@ class Study:
             self.results["bit_specific_ratio"] = rows
             self.save()
         self.note(f"bit-specific ratios {rows}")
-        self.results["bars"] = self.bars(overrides, states[3], rows[4])
-        self.note(f"bars {self.results['bars']}")
+        if 3 in states and 4 in states:
+            self.results["bars"] = self.bars(overrides, states[3], rows[4])
+            self.note(f"bars {self.results['bars']}")
         self.save()
 
     def bars(self, overrides: dict, state: list[dict[str, Tensor]], at_four: float) -> dict[str, float]:

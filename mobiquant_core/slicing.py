@@ -15,7 +15,7 @@ from mobiquant_core.errors import CheckpointError
 from mobiquant_core.kernels import reference
 from mobiquant_core.rounding import choose_codes, unpack_residues
 
-_SMALLEST_STEP = 2.0**-24
+SMALLEST_STEP = 2.0**-24
 """The smallest fp16 above zero: a constant group still needs cells of some width."""
 
 
@@ -79,7 +79,7 @@ def round_range(
     """(edge, step) in fp16, rounded outwards so that the cells still cover [low, high]."""
     edge = _round_down(low)
     step = (high - edge.float()) / 2 ** config.slice_bits[0]
-    return edge, -_round_down(-step.clamp_min(_SMALLEST_STEP))
+    return edge, -_round_down(-step.clamp_min(SMALLEST_STEP))
 
 
 def encode(

@@ -22,6 +22,7 @@ class Backbone:
         self.norm = model.get_submodule("model.norm")
         self.head = cast(nn.Module, model.get_output_embeddings())
         self._rotary: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self._masks: dict[int, Tensor] = {}
 
     def embed(self, ids: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch tokens hidden"]:
         return self.model.get_input_embeddings()(ids)
@@ -32,7 +33,11 @@ class Backbone:
         positions, cosine, sine = self._positions(hidden)
         rotary = (cosine.to(hidden.dtype), sine.to(hidden.dtype))
         output = self.layers[index](
-            hidden, attention_mask=None, position_ids=positions, position_embeddings=rotary, use_cache=False
+            hidden,
+            attention_mask=self._mask(hidden),
+            position_ids=positions,
+            position_embeddings=rotary,
+            use_cache=False,
         )
         return output[0] if isinstance(output, tuple) else output
 
@@ -44,6 +49,16 @@ class Backbone:
         for index in range(len(self.layers)):
             hidden = self.run_layer(index, hidden)
         return self.finish(hidden)
+
+    def _mask(self, hidden: Tensor) -> Tensor | None:
+        """None is causal too, but then torch shares key-value heads between query heads, which on a GPU has only a
+        slow form for 32 bits; with a mask they are repeated."""
+        tokens = hidden.shape[1]
+        if not hidden.is_cuda or hidden.dtype != torch.float32:
+            return None
+        if tokens not in self._masks:
+            self._masks[tokens] = torch.ones(1, 1, tokens, tokens, dtype=torch.bool, device=hidden.device).tril()
+        return self._masks[tokens]
 
     def _positions(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rotary tables of this length, made once: they are the same for every layer and window."""

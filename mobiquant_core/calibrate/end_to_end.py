@@ -14,6 +14,8 @@ from torch import Tensor
 
 from mobiquant_core.calibrate.blockwise import parameter_groups, set_rates
 from mobiquant_core.calibrate.graphed import Replayed
+from mobiquant_core.calibrate.marginal_gains import measure_marginal_scores
+from mobiquant_core.calibrate.mlp import attach_routers
 from mobiquant_core.calibrate.schedule import ThresholdSchedule, cosine_rate, draw_budgets, softness_at
 from mobiquant_core.calibrate.student import FIXED_DEPTHS, FULL_PRECISION, GATED, Student
 
@@ -39,6 +41,10 @@ class EndToEndSettings:
     base_share: float = 0.0
     """Above zero, so much of the run fits depth 1 alone; then base codes stay and the rest fits all depths and routers.
     A base slice that all depths share from the start falls well behind one fitted for itself."""
+    spared_share: float = 0.0
+    """Share of the windows of these first steps in which random tokens of every linear run at full precision: a base
+    slice that only ever met itself is worth little beside finer slices."""
+    rescored: int = 0
     settled_range_rate: float = 2e-3
     """`range_rate` once base codes stay."""
     highest_budget: float = 6.0
@@ -127,7 +133,7 @@ class EndToEnd:
         if share_done < share:
             return self._base_step(batch, share_done / share)
         if not self.settled:
-            self._settle()
+            self.settle(batch)
         share_done = (share_done - share) / (1 - share)
         first, last = self.settings.first_temperature, self.settings.last_temperature
         self.temperature.fill_(first + (last - first) * share_done)
@@ -159,11 +165,14 @@ class EndToEnd:
         divergence, fitted = self.base_gradients(batch)
         return self._apply(divergence, fitted, [None] * len(self.router_parameters), share_done)
 
-    def _settle(self) -> None:
-        """Ends the stage of the base slice: its graph goes, the optimizer forgets its moments."""
+    def settle(self, batch: Int[Tensor, "batch tokens"]) -> None:
+        """Ends the stage of the base slice: its graph goes, the optimizer forgets its moments, and routers start
+        again from what finer slices are now worth."""
         self.base_gradients, self.settled = Replayed(self._compute_base_gradients), True
         for linear in self.student.linears:
             linear.settle()
+        if self.settings.rescored:
+            attach_routers(self.student, measure_marginal_scores(self.student, batch[: self.settings.rescored]))
         self._start_optimizer(replace(self.settings, range_rate=self.settings.settled_range_rate))
 
     def _harden(self, share_done: float) -> None:
@@ -223,12 +232,19 @@ class EndToEnd:
         return divergence.detach(), stacked, fitted, routed
 
     def _compute_base_gradients(self, batch: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return self._compute_fixed_gradients(batch, 1.0)
+        spared = round(len(batch) * self.settings.spared_share)
+        places = torch.arange(spared, device=batch.device) + torch.rand(spared, device=batch.device)
+        return self._compute_parts(batch, (len(batch),), places / spared if spared else None)
 
     def _compute_fixed_gradients(self, batch: Tensor, first: float) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return self._compute_parts(batch, parts_of(len(batch), self.student.config.depths, first))
+
+    def _compute_parts(
+        self, batch: Tensor, parts: tuple[int, ...], spared: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """(KL per window, gradients of what is fitted): each part of the windows runs at its depth everywhere."""
         wanted = self._teach(batch)
-        with self.student.run.at_fixed_depths(parts_of(len(batch), self.student.config.depths, first)):
+        with self.student.run.at_fixed_depths(parts, spared):
             divergence = kl_per_window(wanted, self.student.backbone.logits(batch))
         return divergence.detach(), torch.autograd.grad(self._objective(divergence), self.fitted)
 

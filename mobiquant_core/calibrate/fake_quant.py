@@ -9,16 +9,16 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from mobiquant_core.config import MobiQuantConfig
+from mobiquant_core.kernels.dispatch import why_no_triton
 from mobiquant_core.rounding import cells_per_base, cells_per_pivot, crossings, hold_at_home, residue_bits
-from mobiquant_core.slicing import group_columns
+from mobiquant_core.slicing import SMALLEST_STEP, group_columns
 
-SMALLEST_STEP = 2.0**-24
 HARD = 1e-4
 """A softness at which practically no weight is undecided."""
 
 
 class NestedWeights(torch.autograd.Function):
-    """[depths, out, in] weights of every depth from one matrix and the range of each of its groups."""
+    """[depths, out, in] weights of every depth from one matrix, the range of each of its groups and its gains."""
 
     @staticmethod
     def forward(
@@ -30,57 +30,97 @@ class NestedWeights(torch.autograd.Function):
         softness: Tensor | None,
         reach: float,
         home: Tensor | None,
-        depths: int,
+        gain: Tensor,
         config: MobiQuantConfig,
         dtype: torch.dtype,
     ) -> Tensor:
-        ctx.save_for_backward(weight, low, high, lean, softness, home)
+        ctx.save_for_backward(weight, low, high, lean, softness, home, gain)
         ctx.config, ctx.reach = config, reach
+        if _has_kernels(weight, config):
+            from mobiquant_core.kernels import nested_weights as kernels
+
+            return kernels.forward(weight, low, high, lean, softness, reach, home, gain, config, dtype)
         step, cells, _ = _cells(weight, low, high, home, config)
         code = cells.floor().clamp_(0, 2**config.total_bits - 1)
         choice = _choice(cells, code, lean, softness, reach, home is not None, config)
-        stack = torch.empty(depths, *weight.shape, dtype=dtype, device=weight.device)
-        for depth in range(depths):
+        stack = torch.empty(len(gain), *weight.shape, dtype=dtype, device=weight.device)
+        for depth, own_gain in enumerate(gain):
             centre = _centre(code, choice, 2.0 ** (config.total_bits - config.bits_by_depth[depth]))
             values = torch.addcmul(low.unsqueeze(-1), centre, step * _ratio(config, depth))
-            stack[depth] = values.flatten(1)[:, : weight.shape[1]]
+            stack[depth] = values.flatten(1)[:, : weight.shape[1]] * own_gain.unsqueeze(-1)
         return stack
 
     @staticmethod
     def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Inside the range d value / d step is the rounding residual; a value outside or held follows its cell."""
-        weight, low, high, lean, softness, home = ctx.saved_tensors
-        config: MobiQuantConfig = ctx.config
-        step, cells, held = _cells(weight, low, high, home, config)
-        outside = (cells < 0) | (cells >= 2**config.total_bits)
-        outside = outside if held is None else outside | held
-        code = cells.floor().clamp_(0, 2**config.total_bits - 1)
-        choice = _choice(cells, code, lean, softness, ctx.reach, home is not None, config)
-        by_step, by_edge = torch.zeros_like(low), torch.zeros_like(low)
-        by_weight = torch.zeros_like(cells) if ctx.needs_input_grad[0] else None
-        by_share = torch.zeros_like(cells) if choice is not None else None
-        padding = cells.shape[1] * cells.shape[2] - weight.shape[1]
-        for depth in range(len(gradients[0])):
-            finer = 2.0 ** (config.total_bits - config.bits_by_depth[depth])
-            centre = _centre(code, choice, finer)
-            # Settled base codes are constants: at depth 1 no value follows its weight.
-            fixed = outside if held is None or depth > 0 else torch.ones_like(outside)
-            residual = torch.where(fixed, centre, centre - cells / finer)
-            gradient = torch.nn.functional.pad(gradients[0][depth].float(), (0, padding)).view_as(cells)
-            by_step += (gradient * residual).sum(-1) * _ratio(config, depth)
-            by_edge += (gradient * fixed).sum(-1)
-            if by_weight is not None:
-                by_weight += gradient * ~fixed
-            if choice is not None and by_share is not None:
-                by_share += gradient * choice.jump(finer) * (step * _ratio(config, depth))
-        # step = (high - low) / bins of the base slice; the edge is `low` itself
-        by_high = by_step / 2 ** config.slice_bits[0]
-        columns = weight.shape[1]
-        flat = None if by_weight is None else by_weight.flatten(1)[:, :columns]
-        leaning = None
+        weight, low, high, lean, softness, home, gain = ctx.saved_tensors
+        config, wanted = ctx.config, ctx.needs_input_grad[0]
+        if _has_kernels(weight, config):
+            from mobiquant_core.kernels import nested_weights as kernels
+
+            by_weight, by_low, by_high, by_lean, by_gain = kernels.backward(
+                gradients[0], weight, low, high, lean, softness, ctx.reach, home, gain, config, wanted
+            )
+        else:
+            by_weight, by_low, by_high, by_lean, by_gain = _gradients(
+                gradients[0], weight, low, high, lean, softness, ctx.reach, home, gain, config, wanted
+            )
+        return by_weight, by_low, by_high, by_lean, None, None, None, by_gain, None, None
+
+
+def _has_kernels(weight: Tensor, config: MobiQuantConfig) -> bool:
+    """Whether two launches of kernels do the work of this file's many."""
+    power_of_two = config.group_size & (config.group_size - 1) == 0
+    return weight.is_cuda and power_of_two and not why_no_triton(weight.device)
+
+
+def _gradients(
+    gradient: Tensor,
+    weight: Tensor,
+    low: Tensor,
+    high: Tensor,
+    lean: Tensor | None,
+    softness: Tensor | None,
+    reach: float,
+    home: Tensor | None,
+    gain: Tensor,
+    config: MobiQuantConfig,
+    wants_weight: bool,
+) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None, Tensor]:
+    """Gradients of (weight, low, high, lean, gain) in closed form."""
+    step, cells, held = _cells(weight, low, high, home, config)
+    outside = (cells < 0) | (cells >= 2**config.total_bits)
+    outside = outside if held is None else outside | held
+    code = cells.floor().clamp_(0, 2**config.total_bits - 1)
+    choice = _choice(cells, code, lean, softness, reach, home is not None, config)
+    by_step, by_edge = torch.zeros_like(low), torch.zeros_like(low)
+    by_weight = torch.zeros_like(cells) if wants_weight else None
+    by_share = torch.zeros_like(cells) if choice is not None else None
+    by_gain, columns = torch.zeros_like(gain), weight.shape[1]
+    padding = cells.shape[1] * cells.shape[2] - columns
+    for depth in range(len(gain)):
+        finer = 2.0 ** (config.total_bits - config.bits_by_depth[depth])
+        width = step * _ratio(config, depth)
+        centre = _centre(code, choice, finer)
+        # Settled base codes are constants: at depth 1 no value follows its weight.
+        fixed = outside if held is None or depth > 0 else torch.ones_like(outside)
+        residual = torch.where(fixed, centre, centre - cells / finer)
+        through = torch.nn.functional.pad(gradient[depth].float(), (0, padding)).view_as(cells)
+        by_gain[depth] = (through * torch.addcmul(low.unsqueeze(-1), centre, width)).sum((1, 2))
+        through = through * gain[depth].view(-1, 1, 1)
+        by_step += (through * residual).sum(-1) * _ratio(config, depth)
+        by_edge += (through * fixed).sum(-1)
+        if by_weight is not None:
+            by_weight += through * ~fixed
         if choice is not None and by_share is not None:
-            leaning = (choice.share_gradient() * by_share).flatten(1)[:, :columns]
-        return flat, by_edge - by_high, by_high, leaning, None, None, None, None, None, None
+            by_share += through * choice.jump(finer) * width
+    # step = (high - low) / bins of the base slice; the edge is `low` itself
+    by_high = by_step / 2 ** config.slice_bits[0]
+    flat = None if by_weight is None else by_weight.flatten(1)[:, :columns]
+    leaning = None
+    if choice is not None and by_share is not None:
+        leaning = (choice.share_gradient() * by_share).flatten(1)[:, :columns]
+    return flat, by_edge - by_high, by_high, leaning, by_gain
 
 
 def nested_weights(
@@ -93,10 +133,10 @@ def nested_weights(
     softness: Float[Tensor, ""] | None = None,
     reach: float = 0.0,
     home: UInt8[Tensor, "out in_features"] | None = None,
-    depths: int | None = None,
+    gain: Float[Tensor, "depths out"] | None = None,
 ) -> Float[Tensor, "depths out in_features"]:
-    """Weights of the first depths (by default of all), differentiable in the range, in the weight (for an input
-    scale) and in `lean`.
+    """Weights of the first depths, as many as `gain` has (all without one), times their gain; differentiable in the
+    range, the gain, the weight (for an input scale) and in `lean`.
 
     `lean` moves a weight across the edge that rounding.py allows it, in cells of that edge's kind: gradually, over
     twice `softness`, since a hard choice would waver between two cells where only the way between them is wanted.
@@ -104,7 +144,11 @@ def nested_weights(
     """
     if lean is not None and softness is None:
         softness = torch.full((), HARD, device=weight.device)
-    return NestedWeights.apply(weight, low, high, lean, softness, reach, home, depths or config.depths, config, dtype)  # pyright: ignore[reportReturnType]
+    if gain is None:
+        gain = torch.ones(config.depths, weight.shape[0], device=weight.device)
+    # A reach means nothing once base codes are settled, or where one slice is all there is.
+    reach = reach if home is None and config.depths > 1 else 0.0
+    return NestedWeights.apply(weight, low, high, lean, softness, reach, home, gain, config, dtype)  # pyright: ignore[reportReturnType]
 
 
 def _centre(code: Tensor, choice: "_Choice | None", finer: float) -> Tensor:

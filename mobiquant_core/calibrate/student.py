@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from mobiquant_core.architectures import Site, architecture_of
 from mobiquant_core.calibrate.backbone import Backbone
 from mobiquant_core.calibrate.fake_quant import RangeFit, leaning_base, leaning_residue, nested_weights
+from mobiquant_core.calibrate.gating import gated_answers
 from mobiquant_core.config import MobiQuantConfig
 from mobiquant_core.rounding import pack_residues, residue_bits
 from mobiquant_core.slicing import dequantize, group_columns, positions, round_range, slice_weight
@@ -40,19 +41,22 @@ class Pass:
     """How near to a base cell's border, in base cells, learnt rounding may cross it."""
     parts: tuple[int, ...] | None = None
     """Windows of the first depths in a pass at fixed depths, the only ones computed; by default equally many of all."""
+    spared: Tensor | None = None
+    """[windows]: for each of the last windows of a pass at fixed depths, the share of its answers (one per token and
+    linear, drawn at random) that come at full precision instead."""
     scores: dict[int, Tensor] = field(default_factory=dict)
     """By canonical index of the linear, [batch, tokens, extra]: filled by a gated pass."""
     choose: Callable[["FitLinear", Tensor], Tensor] = lambda linear, x: torch.ones(x.shape[:2], device=x.device)
     """(linear, its input) -> depths [batch, tokens]: passes whose depths a policy chooses."""
 
     @contextmanager
-    def at_fixed_depths(self, parts: tuple[int, ...] | None) -> Iterator[None]:
+    def at_fixed_depths(self, parts: tuple[int, ...] | None, spared: Tensor | None = None) -> Iterator[None]:
         """Passes at fixed depths on such parts of the batch."""
-        self.mode, self.parts = FIXED_DEPTHS, parts
+        self.mode, self.parts, self.spared = FIXED_DEPTHS, parts, spared
         try:
             yield
         finally:
-            self.parts = None
+            self.parts, self.spared = None, None
 
 
 class FitSite:
@@ -112,8 +116,7 @@ class FitLinear(nn.Module):
         run, weight = self.run, self.scaled_weight()
         depths = self.config.depths if run.parts is None else len(run.parts)
         rounding = (self.lean, run.softness, run.reach, self.home)
-        plain = nested_weights(weight, low, high, self.config, run.compute, *rounding, depths)
-        return plain * self.gain()[:depths].to(plain.dtype).unsqueeze(-1)
+        return nested_weights(weight, low, high, self.config, run.compute, *rounding, self.gain()[:depths])
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -135,7 +138,7 @@ class FitLinear(nn.Module):
     def forward(self, x: Float[Tensor, "batch tokens in_features"]) -> Float[Tensor, "batch tokens out"]:
         if self.run.mode == FULL_PRECISION:
             return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
-        gates = self._gates(x)
+        gates, exact = self._gates(x), x
         if self.site.log_scale is not None:
             x = x * (-self.site.log_scale).exp()
         shift = self.output_shift()
@@ -143,14 +146,14 @@ class FitLinear(nn.Module):
             shift = shift + self.bias
         inputs, stack = x.to(self.run.compute), self.stack()
         if gates is None:
-            y = self._at_fixed_depths(inputs, stack, shift)
+            y = self._at_fixed_depths(inputs, stack, shift, exact)
         elif self.run.mode == CHOSEN:
             every = F.linear(inputs, stack.flatten(0, 1)).view(*x.shape[:2], self.config.depths, self.out_features)
             picked = gates.argmax(-1)[..., None, None].expand(-1, -1, 1, self.out_features)
             y = every.gather(2, picked).squeeze(2) + gates.to(shift.dtype) @ shift
         else:
-            every = F.linear(inputs, stack.flatten(0, 1)).view(*x.shape[:2], self.config.depths, self.out_features)
-            y = (gates.to(every.dtype).unsqueeze(-1) * every).sum(2) + gates.to(shift.dtype) @ shift
+            every = F.linear(inputs, stack.flatten(0, 1)).view(-1, self.config.depths, self.out_features)
+            y = gated_answers(every, gates.flatten(0, 1), shift).view(*x.shape[:2], self.out_features)
         return y.to(x.dtype)
 
     def _gates(self, x: Tensor) -> Float[Tensor, "batch tokens depths"] | None:
@@ -176,15 +179,25 @@ class FitLinear(nn.Module):
                 run.scores[first + head] = every[:, :, head]
         return run.scores[self.index]
 
-    def _at_fixed_depths(self, inputs: Tensor, stack: Tensor, shift: Tensor) -> Tensor:
-        """Part k of the batch answers at depth k + 1."""
-        if self.run.parts is not None:
-            shifts = shift.to(inputs.dtype)[: len(self.run.parts)]
-            pieces = zip(inputs.split(self.run.parts), stack, shifts, strict=True)
-            return torch.cat([F.linear(piece, weight, bias) for piece, weight, bias in pieces])
+    def _at_fixed_depths(self, inputs: Tensor, stack: Tensor, shift: Tensor, exact: Tensor) -> Tensor:
+        """Part k of the batch answers at depth k + 1; of the last windows, some tokens as `Pass.spared` says."""
+        run = self.run
+        if run.parts is not None:
+            shifts = shift.to(inputs.dtype)[: len(run.parts)]
+            pieces = zip(inputs.split(run.parts), stack, shifts, strict=True)
+            y = torch.cat([F.linear(piece, weight, bias) for piece, weight, bias in pieces])
+            return y if run.spared is None else self._spare(y, exact, run.spared)
         parts = inputs.view(self.config.depths, -1, self.in_features)
         y = torch.baddbmm(shift.unsqueeze(1).to(parts.dtype), parts, stack.transpose(1, 2))
         return y.view(*inputs.shape[:2], self.out_features)
+
+    def _spare(self, y: Tensor, exact: Tensor, share: Tensor) -> Tensor:
+        """Full precision for a random share of the tokens of the last windows."""
+        first = len(y) - len(share)
+        bias = None if self.bias is None else self.bias.to(y.dtype)
+        full = F.linear(exact[first:].to(y.dtype), self.weight.to(y.dtype), bias)
+        chosen = torch.rand(full.shape[:2], device=y.device) < share.unsqueeze(-1)
+        return torch.cat([y[:first], torch.where(chosen.unsqueeze(-1), full, y[first:])])
 
 
 @torch.no_grad()

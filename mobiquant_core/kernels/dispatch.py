@@ -45,6 +45,14 @@ def why_no_kernels(device: torch.device, config: MobiQuantConfig) -> str:
 
 
 def _reason(device: torch.device, config: MobiQuantConfig) -> str:
+    reason = why_no_triton(device)
+    if not reason and not can_pack(config):
+        return f"slices {config.slice_bits} in groups of {config.group_size} have no kernels"
+    return reason
+
+
+def why_no_triton(device: torch.device) -> str:
+    """Why no kernel at all runs on this device, as one line; empty where they run."""
     if device.type != "cuda" or not torch.cuda.is_available():
         return f"there is no CUDA device behind {str(device)!r}"
     if torch.version.hip:
@@ -55,8 +63,6 @@ def _reason(device: torch.device, config: MobiQuantConfig) -> str:
         return f"{name} has compute capability {capability[0]}.{capability[1]}, the kernels need 8.0"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
-    if not can_pack(config):
-        return f"slices {config.slice_bits} in groups of {config.group_size} have no kernels"
     return ""
 
 
