@@ -228,7 +228,9 @@ class Study:
             return
         student.run.compute = torch.float32
         sample = self.calibration[-16 if not self.arguments.smoke else -2 :]
-        found = student_calibration(student, self.calibration[-64 if not self.arguments.smoke else -4 :])
+        found = student_calibration(
+            student, self.calibration[-64 if not self.arguments.smoke else -4 :], int(overrides.get("rescored", 0))
+        )
         save_calibration(found, self.out / f"{name}.safetensors")
         if whole:
             self.save_state(student, name)
@@ -276,6 +278,7 @@ class Study:
             rows = policy_rows(student, book, self.tests[domain], DOMAIN_BUDGETS, BATCH)
             print_rows(domain, rows, sys.stdout.write)
             figures[domain] = rows
+            self.save()
         self.note("domains done")
         if self.arguments.tasks is not None:
             requests = {}

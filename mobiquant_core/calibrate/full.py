@@ -136,7 +136,7 @@ def calibrate_full(
     student = prepare_student(model.eval(), config, windows, settings)
     try:
         divergence = fit_student(student, windows, settings, progress, resume)
-        found = student_calibration(student, windows[-settings.measure_windows :])
+        found = student_calibration(student, windows[-settings.measure_windows :], settings.end_to_end.rescored)
     finally:
         student.restore()
         model.train(training)
