@@ -40,7 +40,7 @@ from mobiquant_core.baselines.rtn import apply_to_projections, rtn_quantize
 from mobiquant_core.calibrate.artefact import student_calibration
 from mobiquant_core.calibrate.blockwise import BlockwiseSettings, block_state, fit_blocks
 from mobiquant_core.calibrate.end_to_end import EndToEnd, EndToEndSettings
-from mobiquant_core.calibrate.full import FullSettings, prepare_student
+from mobiquant_core.calibrate.full import TWO_STAGES, TWO_STAGES_REACH, FullSettings, prepare_student
 from mobiquant_core.calibrate.local_gains import measure_layer_scores
 from mobiquant_core.calibrate.mlp import attach_routers, router_share
 from mobiquant_core.calibrate.student import Student
@@ -51,13 +51,16 @@ from mobiquant_core.config import MobiQuantConfig
 from mobiquant_core.convert import quantize_model
 from mobiquant_core.tasks import TASKS, make_requests, read_items
 
+COMMAND_LINE = ("steps", "seconds", "windows_per_step")
+"""Settings that the command line gives to every fit alike."""
 VARIANTS: dict[str, dict] = {
     "frozen": {},
     "no-scales": {"input_scales": False},
     "rounding": {"rounding_rate": 1e-2},
     "rounding-fast": {"rounding_rate": 2e-2},
     "reach": {"rounding_rate": 1e-2, "reach": 0.2, "fixed_every": 4},
-    "two-stage": {"rounding_rate": 1e-2, "reach": 0.3, "base_share": 0.4, "fixed_every": 4, "fixed_first": 0.5},
+    "two-stage": {key: value for key, value in asdict(TWO_STAGES).items() if key not in COMMAND_LINE}
+    | {"reach": TWO_STAGES_REACH},
     "base-only": {"rounding_rate": 1e-2, "fixed_every": 1, "fixed_first": 1.0},
     "two-bits": {"rounding_rate": 1e-2, "slice_bits": (2,)},
 }
@@ -228,9 +231,7 @@ class Study:
             return
         student.run.compute = torch.float32
         sample = self.calibration[-16 if not self.arguments.smoke else -2 :]
-        found = student_calibration(
-            student, self.calibration[-64 if not self.arguments.smoke else -4 :], int(overrides.get("rescored", 0))
-        )
+        found = student_calibration(student, self.calibration[-64 if not self.arguments.smoke else -4 :])
         save_calibration(found, self.out / f"{name}.safetensors")
         if whole:
             self.save_state(student, name)

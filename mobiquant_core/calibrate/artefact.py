@@ -11,7 +11,6 @@ from torch import Tensor
 
 from mobiquant_core.budget import QUANTILES, ThresholdTable
 from mobiquant_core.calibrate.local_gains import measure_layer_scores
-from mobiquant_core.calibrate.marginal_gains import measure_marginal_scores
 from mobiquant_core.calibrate.schedule import ThresholdSchedule, draw_budgets
 from mobiquant_core.calibrate.student import GATED, FitLinear, FitSite, Student, learnt_rounding
 from mobiquant_core.calibrate.student_policies import Thresholds, policy_losses
@@ -23,9 +22,8 @@ ASKED = (2.25, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0)
 ROUNDS = 3
 
 
-def student_calibration(student: Student, windows: Int[Tensor, "windows tokens"], marginal: int = 0) -> Calibration:
-    """The artefact of a fitted student, measured on `windows`; the layer policy's scores by leaving out one slice at a
-    time on the first `marginal` of them, or from gradients (0)."""
+def student_calibration(student: Student, windows: Int[Tensor, "windows tokens"]) -> Calibration:
+    """The artefact of a fitted student, measured on `windows`."""
     found = Calibration(config=student.config)
     with torch.no_grad():
         found.ranges = {}
@@ -41,17 +39,14 @@ def student_calibration(student: Student, windows: Int[Tensor, "windows tokens"]
         scaled = {_site_name(site): site.log_scale.exp().cpu() for site in student.sites if site.log_scale is not None}
         found.input_scales = scaled or None
     if student.config.depths > 1:
-        layer_scores = measure_marginal_scores(student, windows[:marginal]) if marginal else None
         student.freeze()
-        _measure_policies(student, windows, found, layer_scores)
+        _measure_policies(student, windows, found)
         student.thaw()
     return found
 
 
-def _measure_policies(student: Student, windows: Tensor, found: Calibration, layer_scores: Tensor | None) -> None:
-    estimated, sensitivity = measure_layer_scores(student, windows)
-    found.layer_scores = (estimated if layer_scores is None else layer_scores).cpu()
-    found.sensitivity = sensitivity.cpu()
+def _measure_policies(student: Student, windows: Tensor, found: Calibration) -> None:
+    found.sensitivity = measure_layer_scores(student, windows)[1].cpu()
     found.router_kind = "mlp"
     for site in student.sites:
         if site.router is None:
@@ -62,6 +57,8 @@ def _measure_policies(student: Student, windows: Tensor, found: Calibration, lay
         site.router.load_state_dict({name: value.half().float() for name, value in state.items()})
     quantiles, norms = _collect(student, windows)
     found.score_quantiles["router"], found.norm_quantiles = quantiles, norms
+    # The strongest rival that is blind to tokens: what the router says of each linear on average.
+    found.layer_scores = quantiles.mean(-1).cummin(-1).values
     found.spent_bits["router"] = _spending(student, windows, quantiles)
 
 

@@ -45,6 +45,7 @@ class EndToEndSettings:
     """Share of the windows of these first steps in which random tokens of every linear run at full precision: a base
     slice that only ever met itself is worth little beside finer slices."""
     rescored: int = 0
+    """Windows on which routers are scored anew by measured divergences once base codes stay; 0: they keep scores."""
     settled_range_rate: float = 2e-3
     """`range_rate` once base codes stay."""
     highest_budget: float = 6.0

@@ -13,9 +13,7 @@ from mobiquant_core.router import log_gain
 
 
 @torch.no_grad()
-def measure_marginal_scores(
-    student: Student, windows: Int[Tensor, "windows tokens"]
-) -> Float[Tensor, "linears extra"]:
+def measure_marginal_scores(student: Student, windows: Int[Tensor, "windows tokens"]) -> Float[Tensor, "linears extra"]:
     """log(KL that a slice of one linear takes away / weights): the mean of adding it to a model at the depth before
     and of leaving it out of a model at its own depth."""
     run, backbone = student.run, student.backbone

@@ -1,7 +1,7 @@
 """The nested quantizer under calibration in two launches a matrix: weights of all depths, and their gradients.
 
-The definition is `calibrate.fake_quant.NestedWeights` in plain torch, some 150 launches each way; a calibration step of a
-small model waits for those, not for arithmetic. It knows one matrix and nothing of autograd.
+The definition is `calibrate.fake_quant.NestedWeights` in plain torch, some 150 launches each way: a calibration step of
+a small model would wait for those, not for arithmetic. It knows one matrix and nothing of autograd.
 """
 
 import torch
@@ -108,7 +108,7 @@ def nested_weights_kernel(
     m_weight = m_row[:, None] & (i_column < columns)[None, :]
     o_weight = i_row.to(tl.int64)[:, None] * columns + i_column[None, :]
     o_group = i_row * groups + tl.program_id(1)
-    b_low, b_step, b_cells, _, b_code, b_moved, b_share, _ = _codes(
+    b_low, b_step, _, _, b_code, b_moved, b_share, _ = _codes(
         p_weight, p_low, p_high, p_lean, p_softness, p_home, reach, o_weight, o_group, m_weight, m_row, QUANTIZER
     )  # fmt: skip
     o_stack = o_weight
@@ -122,8 +122,8 @@ def nested_weights_kernel(
 
 @triton.jit
 def nested_gradients_kernel(
-    p_weight, p_low, p_high, p_lean, p_softness, p_home, p_gain, p_gradient, p_by_low, p_by_high, p_by_lean, p_by_weight,
-    p_by_gain, reach, rows, columns, groups,
+    p_weight, p_low, p_high, p_lean, p_softness, p_home, p_gain, p_gradient,
+    p_by_low, p_by_high, p_by_lean, p_by_weight, p_by_gain, reach, rows, columns, groups,
     QUANTIZER: tl.constexpr, BITS: tl.constexpr, DEPTHS: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     """Gradients of everything from those of the weights; of the gain, one sum a group. Constants as above."""
@@ -213,7 +213,8 @@ def backward(
     by_lean = None if lean is None else torch.empty_like(lean)
     by_gain = torch.empty(len(gain), rows, groups, device=weight.device)
     nested_gradients_kernel[(triton.cdiv(rows, _ROWS), groups)](
-        weight, low, high, lean, softness, home, gain, gradient.contiguous(), by_low, by_high, by_lean, by_weight, by_gain,
+        weight, low, high, lean, softness, home, gain, gradient.contiguous(),
+        by_low, by_high, by_lean, by_weight, by_gain,
         reaches, rows, columns, groups, **_constants(config, reaches > 0, len(gain)),
     )  # fmt: skip
     return by_weight, by_low, by_high, by_lean, by_gain.sum(-1)

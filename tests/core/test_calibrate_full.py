@@ -11,8 +11,9 @@ from mobiquant_core.calibrate.artefact import student_calibration
 from mobiquant_core.calibrate.blockwise import BlockwiseSettings, fit_blocks
 from mobiquant_core.calibrate.end_to_end import EndToEnd, EndToEndSettings, kl_per_window, parts_of
 from mobiquant_core.calibrate.fake_quant import RangeFit, nested_weights
-from mobiquant_core.calibrate.full import FullSettings, calibrate_full, fit_student, prepare_student
+from mobiquant_core.calibrate.full import TWO_STAGES, FullSettings, calibrate_full, fit_student, prepare_student
 from mobiquant_core.calibrate.local_gains import measure_layer_scores
+from mobiquant_core.calibrate.marginal_gains import measure_marginal_scores
 from mobiquant_core.calibrate.mlp import LARGEST_SHARE, attach_routers, router_share
 from mobiquant_core.calibrate.resume import Progress
 from mobiquant_core.calibrate.schedule import ThresholdSchedule, draw_budgets, softness_at
@@ -149,6 +150,55 @@ def test_unequal_parts_answer_as_equal_ones_do(model: LlamaForCausalLM, windows:
         coarse = student.backbone.logits(windows[:1].expand(4, -1))[:1]
         student.run.parts = (3, 1, 0, 0)
         assert torch.allclose(student.backbone.logits(windows[:4])[:1], coarse, atol=1e-4)
+
+
+def test_spared_windows_lie_between_depth_1_and_full_precision(model: LlamaForCausalLM, windows: torch.Tensor) -> None:
+    exact = model(windows[:4]).logits
+    student = Student(model, CONFIG)
+
+    def logits(share: float) -> torch.Tensor:
+        with student.run.at_fixed_depths((4,), torch.full((2,), share)), torch.no_grad():
+            return student.backbone.logits(windows[:4])
+
+    coarse, spared, mixed = logits(0.0), logits(1.0), logits(0.5)
+    assert torch.equal(coarse[:2], spared[:2]) and not torch.allclose(coarse[2:], exact[2:], atol=1e-2)
+    assert torch.allclose(spared[2:], exact[2:], atol=1e-5)
+    assert not torch.equal(mixed[2:], coarse[2:]) and not torch.equal(mixed[2:], spared[2:])
+
+
+def test_marginal_scores_find_the_linear_whose_slice_matters(model: LlamaForCausalLM, windows: torch.Tensor) -> None:
+    student = Student(model, CONFIG)
+    quiet, loud = student.linears[3], student.linears[4]
+    with torch.no_grad():
+        # All weights in the middle of a base cell: every finer slice moves them away.
+        quiet.weight.copy_(quiet.stack()[0])
+    scores = measure_marginal_scores(student, windows[:2])
+    assert scores.shape == (len(student.linears), 3) and torch.isfinite(scores).all()
+    assert (scores.diff(dim=-1) <= 0).all()
+    per_weight = scores + student.weights.float().log().unsqueeze(-1)
+    assert per_weight[quiet.index, 0] == per_weight[:, 0].min() and scores[loud.index, 0] > scores[quiet.index, 0]
+    assert all(linear.frozen_stack is None for linear in student.linears)
+
+
+def test_two_stages_with_spared_windows_and_new_scores_run_to_the_end(
+    model: LlamaForCausalLM, windows: torch.Tensor
+) -> None:
+    plan = replace(TWO_STAGES, steps=16, windows_per_step=16, rounding_rate=0.05)
+    student = prepare_student(model, CONFIG, windows, replace(FEW_STEPS, end_to_end=plan, reach=0.3))
+    attach_routers(student, measure_layer_scores(student, windows)[0])
+    before = [site.router for site in student.sites]
+    start = _divergence_by_depth(student, windows)
+    trainer = EndToEnd(student, plan)
+    trainer.run(windows)
+    assert trainer.settled and all(site.router is not old for site, old in zip(student.sites, before, strict=True))
+    assert len(trainer.router_parameters) == 5 * len(student.sites)
+    assert _divergence_by_depth(student, windows)[0] < start[0]
+
+
+def test_the_layer_policy_is_the_router_blind_to_tokens(model: LlamaForCausalLM, windows: torch.Tensor) -> None:
+    found = calibrate_full(model, windows, CONFIG, FEW_STEPS)
+    assert found.layer_scores is not None
+    assert torch.allclose(found.layer_scores, found.score_quantiles["router"].mean(-1), atol=1e-4)
 
 
 def test_a_killed_run_resumes_to_the_same_result(model: LlamaForCausalLM, windows: torch.Tensor, tmp_path) -> None:

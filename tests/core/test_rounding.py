@@ -165,9 +165,7 @@ def test_values_of_settled_base_codes_follow_the_range_exactly() -> None:
     lean, softness = torch.zeros_like(weight), torch.tensor(HARD)
 
     def pulled(lower: torch.Tensor) -> torch.Tensor:
-        return (nested_weights(weight, lower, high, config, torch.float32, lean, softness, 0.0, home)[0] * pull).sum(
-            1
-        )
+        return (nested_weights(weight, lower, high, config, torch.float32, lean, softness, 0.0, home)[0] * pull).sum(1)
 
     (found,) = torch.autograd.grad(pulled(low).sum(), low)
     small = 1e-2
