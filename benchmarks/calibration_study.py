@@ -9,7 +9,6 @@ import argparse
 import copy
 import datetime
 import gc
-import itertools
 import json
 import math
 import sys
@@ -18,25 +17,17 @@ import traceback
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from benchmarks.study_evaluation import (
-    OutlierTokensStay,
-    PolicyBook,
-    loss_under,
-    policy_rows,
-    print_rows,
-    run_three_at_four,
-    task_rows,
-)
-from mobiquant_core.baselines.gptq import gptq_model
-from mobiquant_core.baselines.rtn import apply_to_projections, rtn_quantize
+from benchmarks.study_evaluation import PolicyBook, policy_rows, print_rows, task_rows
+from benchmarks.study_rivals import BATCH, bit_specific, plain_baselines
+from benchmarks.study_shape import large_shape
 from mobiquant_core.calibrate.artefact import student_calibration
 from mobiquant_core.calibrate.blockwise import BlockwiseSettings, block_state, fit_blocks
 from mobiquant_core.calibrate.end_to_end import EndToEnd, EndToEndSettings
@@ -74,7 +65,6 @@ POLICY_BUDGETS = {
 QUICK_BUDGETS = {"router": (2.5, 3.0, 3.5, 4.0, 6.0), "layer": (2.5, 3.0, 4.0)}
 DOMAIN_BUDGETS = {"router": (2.5, 3.0, 4.0), "layer": (2.5, 3.0, 4.0), "random": (2.5, 3.0)}
 DOMAINS = ("wikipedia", "books", "tinystories", "dialogue", "code")
-BATCH = 32
 RIVAL_WINDOWS = 8
 """Calibration windows on which the thresholds of `norm` and `oracle` are measured."""
 
@@ -304,97 +294,6 @@ class Study:
         small = {key: value.detach().cpu().contiguous() for key, value in state.items() if "lean" not in key}
         save_file(small, self.out / f"{name}.state.safetensors")
 
-    def bit_specific(self, overrides: dict, steps: int) -> None:
-        """The same calibration for one width alone, and the bars of the outlier-migration experiment."""
-        test, rows = self.tests["wikitext2"], {}
-        states: dict[int, list[dict[str, Tensor]]] = {}
-        for bits in self.arguments.bars or (2, 3, 4):
-            student = self.fit(f"bit-specific {bits}", MobiQuantConfig(slice_bits=(bits,)), overrides, steps)
-            states[bits] = [
-                {key: value.detach().clone() for key, value in block_state(student, layer).items()}
-                for layer in range(len(student.backbone.layers))
-            ]
-            student.run.compute = torch.float32
-            student.freeze()
-            reference = reference_loss(student, test, BATCH)
-            rows[bits] = math.exp(depth_losses(student, test, (1,), BATCH)[0] - reference)
-            student.restore()
-            self.results["bit_specific_ratio"] = rows
-            self.save()
-        self.note(f"bit-specific ratios {rows}")
-        if 3 in states and 4 in states:
-            self.results["bars"] = self.bars(overrides, states[3], rows[4])
-            self.note(f"bars {self.results['bars']}")
-        self.save()
-
-    def bars(self, overrides: dict, state: list[dict[str, Tensor]], at_four: float) -> dict[str, float]:
-        """Calibrated at 3 run at 4; the same with 10 % outlier tokens at 3; calibrated and run at 4."""
-        test = self.tests["wikitext2"]
-        settings = self.settings({key: value for key, value in overrides.items() if key != "rounding_rate"}, 1)
-        student = prepare_student(self.model, MobiQuantConfig((3, 1)), self.calibration, settings)
-        self.students.append(student)
-        student.run.compute = torch.float32
-        for linear in student.linears:
-            run_three_at_four(linear, state[linear.site.layer])
-        reference = reference_loss(student, test, BATCH)
-        coarse, fine = depth_losses(student, test, (1, 2), BATCH)
-        kept = loss_under(student, OutlierTokensStay(0.1), test, BATCH)
-        student.restore()
-        bars = {"calibrated 3, run 3": coarse, "calibrated 3, run 4": fine, "calibrated 3, outliers at 3": kept}
-        return {key: math.exp(loss - reference) for key, loss in bars.items()} | {"calibrated 4, run 4": at_four}
-
-    def plain_baselines(self) -> None:
-        """Round to nearest and GPTQ at 2, 3 and 4 bits."""
-        test, rows = self.tests["wikitext2"], []
-        plain = Student(self.model, MobiQuantConfig())
-        reference = reference_loss(plain, test, BATCH)
-        plain.restore()
-        for bits in (2, 3, 4):
-            for method in ("rtn", "gptq"):
-                model = copy.deepcopy(self.model)
-                if method == "rtn":
-                    apply_to_projections(model, lambda weight, bits=bits: rtn_quantize(weight, bits))
-                else:
-                    gptq_model(model, self.calibration[: 4 if self.arguments.smoke else 128], bits)
-                student = Student(model, MobiQuantConfig())
-                ratio = math.exp(reference_loss(student, test, BATCH) - reference)
-                rows.append({"method": method, "bits": bits, "ratio": ratio})
-        self.results["plain_baselines"] = rows
-        self.note("  ".join(f"{row['method']} {row['bits']}: {row['ratio']:.4f}" for row in rows))
-        self.save()
-
-    def large_shape(self) -> None:
-        """Seconds and peak memory per block of an 8B-shaped model, random weights and tokens."""
-        arguments = self.arguments
-        hidden, inner, heads, shared = (256, 512, 4, 2) if arguments.smoke else (4096, 14336, 32, 8)
-        sizes: dict[str, Any] = {"hidden_size": hidden, "intermediate_size": inner}
-        sizes |= {"num_attention_heads": heads, "num_key_value_heads": shared}
-        config = LlamaConfig(vocab_size=4096, num_hidden_layers=arguments.blocks, **sizes)
-        with torch.device(self.device):
-            model = LlamaForCausalLM(config).bfloat16().eval()
-        count, tokens = (8, 64) if arguments.smoke else (128, 2048)
-        windows = torch.randint(0, 4096, (count, tokens), device=self.device)
-        settings = FullSettings(BlockwiseSettings(base_steps=2, steps=4) if arguments.smoke else BLOCKWISE_LARGE)
-        student = prepare_student(model, MobiQuantConfig(), windows, replace(settings, measure_windows=2))
-        marks = [time.monotonic()]
-
-        def mark(text: str, share: float) -> None:
-            self.synchronize()
-            marks.append(time.monotonic())
-
-        fit_blocks(student, windows, settings.blockwise, mark)
-        self.synchronize()
-        marks.append(time.monotonic())
-        seconds = [after - before for before, after in itertools.pairwise(marks[1:])]
-        peak = torch.cuda.max_memory_allocated() / 2**30 if self.device.type == "cuda" else 0.0
-        figures = {"seconds_per_block": seconds, "peak_gib": peak, "minutes_for_32": 32 * max(seconds) / 60}
-        self.results["llama3-8b shape"] = figures | {"windows": [count, tokens], "settings": asdict(settings.blockwise)}
-        self.note(f"8B shape: {figures}")
-        self.save()
-
-
-BLOCKWISE_LARGE = BlockwiseSettings(base_steps=16, steps=64, windows_per_depth=2)
-
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -445,13 +344,13 @@ def main() -> None:
             study.attempt(study.elastic, arguments.final, chosen, True)
             steps = study.steps if arguments.rival_steps is None else arguments.rival_steps
             if not arguments.no_plain:
-                study.attempt(study.plain_baselines)
+                study.attempt(plain_baselines, study)
             if steps:
-                study.attempt(study.bit_specific, chosen, steps)
+                study.attempt(bit_specific, study, chosen, steps)
     if arguments.bars:
-        study.attempt(study.bit_specific, VARIANTS["rounding"] | extra, arguments.steps)
+        study.attempt(bit_specific, study, VARIANTS["rounding"] | extra, arguments.steps)
     if arguments.shape:
-        study.attempt(study.large_shape)
+        study.attempt(large_shape, study)
     study.save()
 
 
