@@ -57,7 +57,7 @@ def _measure_policies(student: Student, windows: Tensor, found: Calibration) -> 
         site.router.load_state_dict({name: value.half().float() for name, value in state.items()})
     quantiles, norms = _collect(student, windows)
     found.score_quantiles["router"], found.norm_quantiles = quantiles, norms
-    # The strongest rival that is blind to tokens: what the router says of each linear on average.
+    # A rival that spends as the router does, but blind to tokens: what the router says of each linear on average.
     found.layer_scores = quantiles.mean(-1).cummin(-1).values
     found.spent_bits["router"] = _spending(student, windows, quantiles)
 

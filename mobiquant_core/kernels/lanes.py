@@ -25,12 +25,16 @@ def wait_for_inputs(PDL: tl.constexpr):
 
 
 @triton.jit
-def stream4(p, o, m, ASM: tl.constexpr):
-    """Four int32 at p + o of data that is read once and never changes; where m is 0 nothing is read."""
+def stream4(p, o, m, ASM: tl.constexpr, EARLY: tl.constexpr = False):
+    """Four int32 at p + o of data that is read once and never changes; where m is 0 nothing is read.
+
+    EARLY stays where it is written: the compiler moves reads of what never changes past waits.
+    """
     if ASM:
+        KIND: tl.constexpr = "" if EARLY else ".nc"
         return tl.inline_asm_elementwise(
             "{ .reg .pred q; setp.ne.b32 q, $5, 0; "
-            "@q ld.global.nc.L1::no_allocate.L2::128B.v4.b32 {$0, $1, $2, $3}, [$4]; }",
+            "@q ld.global" + KIND + ".L1::no_allocate.L2::128B.v4.b32 {$0, $1, $2, $3}, [$4]; }",
             "=r,=r,=r,=r,l,r",
             [(p + o).to(tl.int64), m],
             dtype=(tl.int32, tl.int32, tl.int32, tl.int32),
@@ -48,46 +52,13 @@ def stream4(p, o, m, ASM: tl.constexpr):
 
 
 @triton.jit
-def early4(p, o, m, ASM: tl.constexpr):
-    """As `stream4`, but left where it is written: reads that never see a write the compiler moves past waits."""
+def stream2(p, o, m, ASM: tl.constexpr, EARLY: tl.constexpr = False):
+    """Two int32 at p + o of data that is read once and never changes, or 0 where m is 0; EARLY as in `stream4`."""
     if ASM:
-        return tl.inline_asm_elementwise(
-            "{ .reg .pred q; setp.ne.b32 q, $5, 0; "
-            "@q ld.global.L1::no_allocate.L2::128B.v4.b32 {$0, $1, $2, $3}, [$4]; }",
-            "=r,=r,=r,=r,l,r",
-            [(p + o).to(tl.int64), m],
-            dtype=(tl.int32, tl.int32, tl.int32, tl.int32),
-            is_pure=False,
-            pack=1,
-        )
-    else:
-        return stream4(p, o, m, ASM)
-
-
-@triton.jit
-def early2(p, o, m, ASM: tl.constexpr):
-    """As `stream2`, left where it is written."""
-    if ASM:
+        KIND: tl.constexpr = "" if EARLY else ".nc"
         return tl.inline_asm_elementwise(
             "{ .reg .pred q; setp.ne.b32 q, $3, 0; mov.b32 $0, 0; mov.b32 $1, 0; "
-            "@q ld.global.L1::no_allocate.v2.b32 {$0, $1}, [$2]; }",
-            "=&r,=&r,l,r",
-            [(p + o).to(tl.int64), m],
-            dtype=(tl.int32, tl.int32),
-            is_pure=False,
-            pack=1,
-        )
-    else:
-        return stream2(p, o, m, ASM)
-
-
-@triton.jit
-def stream2(p, o, m, ASM: tl.constexpr):
-    """Two int32 at p + o of data that is read once and never changes, or 0 where m is 0."""
-    if ASM:
-        return tl.inline_asm_elementwise(
-            "{ .reg .pred q; setp.ne.b32 q, $3, 0; mov.b32 $0, 0; mov.b32 $1, 0; "
-            "@q ld.global.nc.L1::no_allocate.v2.b32 {$0, $1}, [$2]; }",
+            "@q ld.global" + KIND + ".L1::no_allocate.v2.b32 {$0, $1}, [$2]; }",
             "=&r,=&r,l,r",
             [(p + o).to(tl.int64), m],
             dtype=(tl.int32, tl.int32),

@@ -88,6 +88,17 @@ def _codes(
 
 
 @triton.jit
+def _places(rows, columns, groups, ROWS: tl.constexpr, SIZE: tl.constexpr):
+    """This program's rows in one group: (rows, which exist, their groups, their weights, which exist)."""
+    i_row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    i_column = tl.program_id(1) * SIZE + tl.arange(0, SIZE)
+    m_row = i_row < rows
+    m_weight = m_row[:, None] & (i_column < columns)[None, :]
+    o_weight = i_row.to(tl.int64)[:, None] * columns + i_column[None, :]
+    return i_row, m_row, i_row * groups + tl.program_id(1), o_weight, m_weight
+
+
+@triton.jit
 def _centre(b_code, b_moved, b_share, FINER: tl.constexpr):
     """(cell centres at one depth in its own cells, how many of them the whole move makes)."""
     b_cell = tl.floor(b_code * (1.0 / FINER))
@@ -102,12 +113,7 @@ def nested_weights_kernel(
 ):  # fmt: skip
     """Weights of the first DEPTHS depths, times their gain. QUANTIZER: (bits of the base slice, of all, of the pivot
     depth, whether rounding reaches across base cells); BITS: of every depth."""
-    i_row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    i_column = tl.program_id(1) * SIZE + tl.arange(0, SIZE)
-    m_row = i_row < rows
-    m_weight = m_row[:, None] & (i_column < columns)[None, :]
-    o_weight = i_row.to(tl.int64)[:, None] * columns + i_column[None, :]
-    o_group = i_row * groups + tl.program_id(1)
+    i_row, m_row, o_group, o_weight, m_weight = _places(rows, columns, groups, ROWS, SIZE)
     b_low, b_step, _, _, b_code, b_moved, b_share, _ = _codes(
         p_weight, p_low, p_high, p_lean, p_softness, p_home, reach, o_weight, o_group, m_weight, m_row, QUANTIZER
     )  # fmt: skip
@@ -127,12 +133,7 @@ def nested_gradients_kernel(
     QUANTIZER: tl.constexpr, BITS: tl.constexpr, DEPTHS: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     """Gradients of everything from those of the weights; of the gain, one sum a group. Constants as above."""
-    i_row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    i_column = tl.program_id(1) * SIZE + tl.arange(0, SIZE)
-    m_row = i_row < rows
-    m_weight = m_row[:, None] & (i_column < columns)[None, :]
-    o_weight = i_row.to(tl.int64)[:, None] * columns + i_column[None, :]
-    o_group = i_row * groups + tl.program_id(1)
+    i_row, m_row, o_group, o_weight, m_weight = _places(rows, columns, groups, ROWS, SIZE)
     b_low, b_step, b_cells, m_outside, b_code, b_moved, b_share, b_slope = _codes(
         p_weight, p_low, p_high, p_lean, p_softness, p_home, reach, o_weight, o_group, m_weight, m_row, QUANTIZER
     )  # fmt: skip

@@ -10,8 +10,6 @@ import triton.language as tl
 
 from mobiquant_core.kernels.lanes import (
     begin_dependent,
-    early2,
-    early4,
     load2_or_zero,
     load4,
     mma,
@@ -144,7 +142,7 @@ def _first_weights(
     """(words, ranges) of the first step at depth 1."""
     o_w, o_r, i_group, i_own = _weight_offsets(NG, UNITS[0], TILES, SPLIT)
     m_now = tl.broadcast_to((i_group + i_own < NG).to(tl.int32), (UNITS[0], 32 * TILES * SPLIT))
-    return early4(p_w, o_w + i_own * 128, m_now, ASM > 0), early2(p_r, o_r + i_own * 16, m_now, ASM > 0)
+    return stream4(p_w, o_w + i_own * 128, m_now, ASM, True), stream2(p_r, o_r + i_own * 16, m_now, ASM, True)
 
 
 @triton.jit
@@ -169,7 +167,7 @@ def _tiles(
     else:
         m_now = tl.broadcast_to((i_group + i_own < NG).to(tl.int32), (U, THREADS))
         w = load_planes(p_w, o_w + i_own * 128, o_plane, m_now, K, ASM)
-        r = stream2(p_r, o_r + i_own * 16, m_now, ASM > 0)
+        r = stream2(p_r, o_r + i_own * 16, m_now, ASM)
     steps = tl.cdiv(NG, STEP)
     for i in range(steps):
         # The words of the next step are on their way while those of this step are multiplied.
@@ -178,7 +176,7 @@ def _tiles(
         o_w += 128 * STEP
         o_r += 16 * STEP
         w_next = load_planes(p_w, o_w + i_own * 128, o_plane, m_next, K, ASM)
-        r_next = stream2(p_r, o_r + i_own * 16, m_next, ASM > 0)
+        r_next = stream2(p_r, o_r + i_own * 16, m_next, ASM)
         m_here = tl.full((U, THREADS), 1, tl.int32)
         if not EVEN:
             m_here = (i_group + i_own + i * STEP < NG).to(tl.int32)
