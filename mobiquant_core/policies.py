@@ -100,7 +100,7 @@ class RandomPolicy:
 
 @dataclass(frozen=True, eq=False)
 class LayerPolicy:
-    """The calibrated average gain of each linear and slice, blind to tokens."""
+    """One score for each linear and slice, blind to tokens: a calibration's average gain, or its router's average."""
 
     layer_scores: Float[Tensor, "linears extra"]
     name: str = "layer"

@@ -51,6 +51,7 @@ def _reason(device: torch.device, config: MobiQuantConfig) -> str:
     return reason
 
 
+@cache
 def why_no_triton(device: torch.device) -> str:
     """Why no kernel at all runs on this device, as one line; empty where they run."""
     if device.type != "cuda" or not torch.cuda.is_available():

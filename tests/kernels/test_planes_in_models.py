@@ -82,10 +82,15 @@ def test_old_cards_are_named(monkeypatch: pytest.MonkeyPatch, capability: tuple[
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "Some card")
-    dispatch.why_no_kernels.cache_clear()
+    _forget_devices()
     if expected:
         with pytest.warns(UserWarning, match="reference path: Some card"):
             assert expected in dispatch.why_no_kernels(torch.device("cuda"), MobiQuantConfig())
     else:
         assert dispatch.why_no_kernels(torch.device("cuda"), MobiQuantConfig()) == ""
-    dispatch.why_no_kernels.cache_clear()
+    _forget_devices()
+
+
+def _forget_devices() -> None:
+    for answer in (dispatch.why_no_kernels, dispatch.why_no_triton):
+        answer.cache_clear()
