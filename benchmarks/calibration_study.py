@@ -25,8 +25,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from benchmarks.study_evaluation import PolicyBook, policy_rows, print_rows, task_rows
-from benchmarks.study_rivals import BATCH, bit_specific, plain_baselines
+from benchmarks.study_evaluation import BATCH, PolicyBook, policy_rows, print_rows, task_rows
+from benchmarks.study_rivals import bit_specific, plain_baselines
 from benchmarks.study_shape import large_shape
 from mobiquant_core.calibrate.artefact import student_calibration
 from mobiquant_core.calibrate.blockwise import BlockwiseSettings, block_state, fit_blocks
@@ -165,7 +165,7 @@ class Study:
         blockwise_seconds = time.monotonic() - begin
         self.short(f"{name}: block by block in {blockwise_seconds:.1f}s", student)
         if config.depths > 1:
-            attach_routers(student, measure_layer_scores(student, self.calibration[: settings.measure_windows])[0])
+            attach_routers(student, measure_layer_scores(student, self.calibration[: settings.measure_windows]))
         trainer = EndToEnd(student, settings.end_to_end)
         settle = trainer.settle
 

@@ -33,6 +33,9 @@ from mobiquant_core.rounding import choose_codes
 from mobiquant_core.slicing import group_columns, positions, round_range
 from mobiquant_core.tasks import Request, score_task
 
+BATCH = 32
+"""Windows of an evaluation pass."""
+
 
 class PolicyBook:
     """The policies of one fitted student with their threshold lookups, each made once."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from benchmarks.study_evaluation import OutlierTokensStay, loss_under, run_three_at_four
+from benchmarks.study_evaluation import BATCH, OutlierTokensStay, loss_under, run_three_at_four
 from mobiquant_core.baselines.gptq import gptq_model
 from mobiquant_core.baselines.rtn import apply_to_projections, rtn_quantize
 from mobiquant_core.calibrate.blockwise import block_state
@@ -21,9 +21,6 @@ from mobiquant_core.config import MobiQuantConfig
 
 if TYPE_CHECKING:
     from benchmarks.calibration_study import Study
-
-BATCH = 32
-"""Windows of an evaluation pass."""
 
 
 def bit_specific(study: "Study", overrides: dict, steps: int) -> None:

@@ -6,6 +6,7 @@ It knows neither thresholds nor budgets; calibration fits the parameters.
 
 import math
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any, Self
 
 import torch
@@ -23,7 +24,16 @@ _SMALLEST_GAIN = 1e-30
 
 def log_gain(gain: Float[Tensor, "*tokens extra"]) -> Float[Tensor, "*tokens extra"]:
     """Scores of expected gains: logarithms, made non-increasing so that the active slices are a prefix."""
-    return gain.clamp_min(_SMALLEST_GAIN).log().cummin(-1).values
+    return running_minimum(gain.clamp_min(_SMALLEST_GAIN).log())
+
+
+def running_minimum(scores: Float[Tensor, "*tokens extra"]) -> Float[Tensor, "*tokens extra"]:
+    """The smallest of each slice's score and those before it, so that active slices are a prefix.
+
+    A chain of minima: a scan over three numbers takes a GPU as long as one over three thousand.
+    """
+    least = list(accumulate(scores.unbind(-1), torch.minimum))
+    return torch.stack(least, dim=-1) if least else scores
 
 
 class SketchRouter(nn.Module):
@@ -43,7 +53,7 @@ class SketchRouter(nn.Module):
     def forward(self, x: Float[Tensor, "tokens in_features"]) -> Float[Tensor, "tokens heads extra"]:
         energy = F.linear((x.float() - self.centre).square_(), self.energy).clamp_min_(_SMALLEST_GAIN)
         scores = energy.log_().add_(self.offset)
-        return scores.view(-1, self.heads, self.extra).cummin(-1).values
+        return running_minimum(scores.view(-1, self.heads, self.extra))
 
 
 class MlpRouter(nn.Module):
@@ -90,12 +100,8 @@ class MlpRouter(nn.Module):
         # The product with the raw input is rescaled afterwards: cheaper than normalizing every channel first.
         direction = F.linear(x, self.direction) * (math.sqrt(x.shape[-1]) / length)
         hidden = F.silu(direction + F.linear(sizes, self.size, self.hidden_bias))
-        scores = F.linear(hidden, self.output, self.base).view(-1, self.heads, self.extra)
-        # A chain of minima: a scan over three numbers takes a GPU as long as one over three thousand.
-        least = [scores[..., 0]]
-        for slice_index in range(1, self.extra):
-            least.append(torch.minimum(least[-1], scores[..., slice_index]))
-        return torch.stack(least, dim=-1)
+        scores = F.linear(hidden, self.output, self.base)
+        return running_minimum(scores.view(-1, self.heads, self.extra))
 
 
 def router_from_state(kind: str, state: dict[str, Tensor], heads: int, extra: int) -> SketchRouter | MlpRouter:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mobiquant_core.budget import QUANTILES, ThresholdTable
-from mobiquant_core.calibrate.local_gains import measure_layer_scores
+from mobiquant_core.calibrate.local_gains import measure_sensitivity
 from mobiquant_core.calibrate.schedule import ThresholdSchedule, draw_budgets
 from mobiquant_core.calibrate.student import GATED, FitLinear, FitSite, Student, learnt_rounding
 from mobiquant_core.calibrate.student_policies import Thresholds, policy_losses
@@ -46,7 +46,7 @@ def student_calibration(student: Student, windows: Int[Tensor, "windows tokens"]
 
 
 def _measure_policies(student: Student, windows: Tensor, found: Calibration) -> None:
-    found.sensitivity = measure_layer_scores(student, windows)[1].cpu()
+    found.sensitivity = measure_sensitivity(student, windows).cpu()
     found.router_kind = "mlp"
     for site in student.sites:
         if site.router is None:
@@ -58,7 +58,7 @@ def _measure_policies(student: Student, windows: Tensor, found: Calibration) -> 
     quantiles, norms = _collect(student, windows)
     found.score_quantiles["router"], found.norm_quantiles = quantiles, norms
     # A rival that spends as the router does, but blind to tokens: what the router says of each linear on average.
-    found.layer_scores = quantiles.mean(-1).cummin(-1).values
+    found.layer_scores = quantiles.mean(-1)
     found.spent_bits["router"] = _spending(student, windows, quantiles)
 
 

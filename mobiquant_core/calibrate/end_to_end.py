@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mobiquant_core.calibrate.blockwise import parameter_groups, set_rates
+from mobiquant_core.calibrate.divergence import kl_per_window
 from mobiquant_core.calibrate.graphed import Replayed
 from mobiquant_core.calibrate.marginal_gains import measure_marginal_scores
 from mobiquant_core.calibrate.mlp import attach_routers
@@ -286,11 +287,3 @@ def parts_of(windows: int, depths: int, first: float) -> tuple[int, ...]:
         return (windows,)
     beyond = [rest // (depths - 1) + (place < rest % (depths - 1)) for place in range(depths - 1)]
     return windows - rest, *beyond
-
-
-def kl_per_window(
-    wanted: Float[Tensor, "batch tokens vocabulary"], logits: Float[Tensor, "batch tokens vocabulary"]
-) -> Float[Tensor, " batch"]:
-    """Mean KL(full precision || student) of every window; `wanted` holds log-probabilities."""
-    given = logits.log_softmax(-1)
-    return (wanted.exp() * (wanted - given)).sum(-1).mean(-1)

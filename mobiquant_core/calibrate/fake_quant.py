@@ -4,6 +4,9 @@ Forward is the nested quantizer of `slicing.py` in fp32; backward passes straigh
 form, so that nothing of the size of the weight is kept between the two. It knows one matrix.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -36,42 +39,52 @@ class NestedWeights(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(weight, low, high, lean, softness, home, gain)
         ctx.config, ctx.reach = config, reach
-        if _has_kernels(weight, config):
-            from mobiquant_core.kernels import nested_weights as kernels
-
-            return kernels.forward(weight, low, high, lean, softness, reach, home, gain, config, dtype)
-        step, cells, _ = _cells(weight, low, high, home, config)
-        code = cells.floor().clamp_(0, 2**config.total_bits - 1)
-        choice = _choice(cells, code, lean, softness, reach, home is not None, config)
-        stack = torch.empty(len(gain), *weight.shape, dtype=dtype, device=weight.device)
-        for depth, own_gain in enumerate(gain):
-            centre = _centre(code, choice, 2.0 ** (config.total_bits - config.bits_by_depth[depth]))
-            values = torch.addcmul(low.unsqueeze(-1), centre, step * _ratio(config, depth))
-            stack[depth] = values.flatten(1)[:, : weight.shape[1]] * own_gain.unsqueeze(-1)
-        return stack
+        weights_of, _ = _ways(weight, config)
+        return weights_of(weight, low, high, lean, softness, reach, home, gain, config, dtype)
 
     @staticmethod
     def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Inside the range d value / d step is the rounding residual; a value outside or held follows its cell."""
         weight, low, high, lean, softness, home, gain = ctx.saved_tensors
-        config, wanted = ctx.config, ctx.needs_input_grad[0]
-        if _has_kernels(weight, config):
-            from mobiquant_core.kernels import nested_weights as kernels
-
-            by_weight, by_low, by_high, by_lean, by_gain = kernels.backward(
-                gradients[0], weight, low, high, lean, softness, ctx.reach, home, gain, config, wanted
-            )
-        else:
-            by_weight, by_low, by_high, by_lean, by_gain = _gradients(
-                gradients[0], weight, low, high, lean, softness, ctx.reach, home, gain, config, wanted
-            )
+        _, gradients_of = _ways(weight, ctx.config)
+        by_weight, by_low, by_high, by_lean, by_gain = gradients_of(
+            gradients[0], weight, low, high, lean, softness, ctx.reach, home, gain, ctx.config, ctx.needs_input_grad[0]
+        )
         return by_weight, by_low, by_high, by_lean, None, None, None, by_gain, None, None
 
 
-def _has_kernels(weight: Tensor, config: MobiQuantConfig) -> bool:
-    """Whether two launches of kernels do the work of this file's many."""
+def _ways(weight: Tensor, config: MobiQuantConfig) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """(weights, gradients): one launch of a kernel each where there are kernels, else this file's definition."""
     power_of_two = config.group_size & (config.group_size - 1) == 0
-    return weight.is_cuda and power_of_two and not why_no_triton(weight.device)
+    if not (weight.is_cuda and power_of_two) or why_no_triton(weight.device):
+        return _weights, _gradients
+    from mobiquant_core.kernels import nested_weights as kernels
+
+    return kernels.forward, kernels.backward
+
+
+def _weights(
+    weight: Tensor,
+    low: Tensor,
+    high: Tensor,
+    lean: Tensor | None,
+    softness: Tensor | None,
+    reach: float,
+    home: Tensor | None,
+    gain: Tensor,
+    config: MobiQuantConfig,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Weights of as many depths as `gain` has."""
+    step, cells, _ = _cells(weight, low, high, home, config)
+    code = cells.floor().clamp_(0, 2**config.total_bits - 1)
+    choice = _choice(cells, code, lean, softness, reach, home is not None, config)
+    stack = torch.empty(len(gain), *weight.shape, dtype=dtype, device=weight.device)
+    for depth, own_gain in enumerate(gain):
+        centre = _centre(code, choice, 2.0 ** (config.total_bits - config.bits_by_depth[depth]))
+        values = torch.addcmul(low.unsqueeze(-1), centre, step * _ratio(config, depth))
+        stack[depth] = values.flatten(1)[:, : weight.shape[1]] * own_gain.unsqueeze(-1)
+    return stack
 
 
 def _gradients(
@@ -146,8 +159,6 @@ def nested_weights(
         softness = torch.full((), HARD, device=weight.device)
     if gain is None:
         gain = torch.ones(config.depths, weight.shape[0], device=weight.device)
-    # A reach means nothing once base codes are settled, or where one slice is all there is.
-    reach = reach if home is None and config.depths > 1 else 0.0
     return NestedWeights.apply(weight, low, high, lean, softness, reach, home, gain, config, dtype)  # pyright: ignore[reportReturnType]
 
 

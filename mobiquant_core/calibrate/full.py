@@ -117,8 +117,7 @@ def fit_student(
 
     fit_blocks(student, windows[: settings.blockwise_windows], settings.blockwise, report(0.0, BLOCKWISE_SHARE), resume)
     if student.config.depths > 1:
-        scores, _ = measure_layer_scores(student, windows[: settings.measure_windows])
-        attach_routers(student, scores)
+        attach_routers(student, measure_layer_scores(student, windows[: settings.measure_windows]))
     if settings.end_to_end.steps == 0:
         return math.nan
     trainer = EndToEnd(student, settings.end_to_end)

@@ -17,18 +17,27 @@ from mobiquant_core.router import log_gain
 
 def measure_layer_scores(
     student: Student, windows: Int[Tensor, "windows tokens"], batch: int = 4
-) -> tuple[Float[Tensor, "linears extra"], Float[Tensor, " linears"]]:
-    """(layer scores, sensitivity of every linear) from the loss's gradient and the current stacks."""
+) -> Float[Tensor, "linears extra"]:
+    """Layer scores from the loss's gradient and the current stacks, in one pass."""
     totals = torch.zeros(len(student.linears), student.config.depths, device=windows.device)
+    hooks = [linear.register_forward_pre_hook(_error_collector(linear, totals)) for linear in student.linears]
+    try:
+        sensitivity = measure_sensitivity(student, windows, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    errors = totals / windows.numel()
+    gains = errors[:, :-1] - errors[:, 1:]
+    weights = student.weights.to(gains).view(-1, 1)
+    return log_gain(gains * sensitivity.view(-1, 1) / weights)
+
+
+def measure_sensitivity(
+    student: Student, windows: Int[Tensor, "windows tokens"], batch: int = 4
+) -> Float[Tensor, " linears"]:
+    """Mean squared gradient of the loss at every linear's output, at full precision."""
     sensitivity = torch.zeros(len(student.linears), device=windows.device)
-    hooks = [
-        hook
-        for linear in student.linears
-        for hook in (
-            linear.register_forward_pre_hook(_error_collector(linear, totals)),
-            linear.register_full_backward_hook(_gradient_collector(linear, sensitivity)),
-        )
-    ]
+    hooks = [linear.register_full_backward_hook(_gradient_collector(linear, sensitivity)) for linear in student.linears]
     student.run.mode = FULL_PRECISION
     try:
         for part in windows.split(batch):
@@ -40,11 +49,7 @@ def measure_layer_scores(
     finally:
         for hook in hooks:
             hook.remove()
-    tokens = windows.numel()
-    errors, sensitivity = totals / tokens, sensitivity / tokens
-    gains = errors[:, :-1] - errors[:, 1:]
-    weights = student.weights.to(gains).view(-1, 1)
-    return log_gain(gains * sensitivity.view(-1, 1) / weights), sensitivity
+    return sensitivity / windows.numel()
 
 
 def _error_collector(linear: FitLinear, totals: Tensor):

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mobiquant_core.calibrate.divergence import kl_per_window
 from mobiquant_core.calibrate.student import CHOSEN, FULL_PRECISION, FitLinear, Student
 from mobiquant_core.router import log_gain
 
@@ -27,8 +28,7 @@ def measure_marginal_scores(student: Student, windows: Int[Tensor, "windows toke
             return torch.full(x.shape[:2], others_depth if linear is other else depth, device=x.device)
 
         run.choose = choose
-        given = backbone.logits(windows).log_softmax(-1)
-        return (wanted.exp() * (wanted - given)).sum(-1).mean()
+        return kl_per_window(wanted, backbone.logits(windows)).mean()
 
     gains = torch.zeros(len(student.linears), student.config.depths - 1, device=windows.device)
     before = divergence(1)

@@ -147,10 +147,6 @@ class FitLinear(nn.Module):
         inputs, stack = x.to(self.run.compute), self.stack()
         if gates is None:
             y = self._at_fixed_depths(inputs, stack, shift, exact)
-        elif self.run.mode == CHOSEN:
-            every = F.linear(inputs, stack.flatten(0, 1)).view(*x.shape[:2], self.config.depths, self.out_features)
-            picked = gates.argmax(-1)[..., None, None].expand(-1, -1, 1, self.out_features)
-            y = every.gather(2, picked).squeeze(2) + gates.to(shift.dtype) @ shift
         else:
             every = F.linear(inputs, stack.flatten(0, 1)).view(-1, self.config.depths, self.out_features)
             y = gated_answers(every, gates.flatten(0, 1), shift).view(*x.shape[:2], self.out_features)

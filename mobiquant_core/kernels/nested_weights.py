@@ -37,7 +37,7 @@ def _crossings(b_cells, reach, FIRST: tl.constexpr, TOTAL: tl.constexpr, PIVOT: 
     """rounding.crossings: (finest code beyond the edge, direction, distance or infinity)."""
     BASE: tl.constexpr = 2.0 ** (TOTAL - FIRST)
     b_size = tl.zeros_like(b_cells) + 2.0 ** (TOTAL - PIVOT)
-    if REACHES:
+    if REACHES and FIRST < PIVOT and not SETTLED:
         b_place = b_cells * (1.0 / BASE)
         b_border = tl.floor(b_place + 0.5)
         m_near = (tl.abs(b_place - b_border) < reach) & (b_border > 0) & (b_border < 2.0**FIRST)
@@ -178,18 +178,18 @@ def forward(
     high: Float[Tensor, "out groups"],
     lean: Float[Tensor, "out in_features"] | None,
     softness: Float[Tensor, ""] | None,
-    reaches: float,
+    reach: float,
     home: UInt8[Tensor, "out in_features"] | None,
     gain: Float[Tensor, "depths out"],
     config: MobiQuantConfig,
     dtype: torch.dtype,
 ) -> Float[Tensor, "depths out in_features"]:
-    """Weights of as many depths as `gain` has; `reaches` is 0 where base cells' borders are not crossed."""
+    """Weights of as many depths as `gain` has."""
     (rows, columns), groups = weight.shape, low.shape[1]
     stack = torch.empty(len(gain), rows, columns, dtype=dtype, device=weight.device)
     nested_weights_kernel[(triton.cdiv(rows, _ROWS), groups)](
-        weight, low, high, lean, softness, home, gain, stack, reaches, rows, columns, groups,
-        **_constants(config, reaches > 0, len(gain)),
+        weight, low, high, lean, softness, home, gain, stack, reach, rows, columns, groups,
+        **_constants(config, reach > 0, len(gain)),
     )  # fmt: skip
     return stack
 
@@ -201,7 +201,7 @@ def backward(
     high: Float[Tensor, "out groups"],
     lean: Float[Tensor, "out in_features"] | None,
     softness: Float[Tensor, ""] | None,
-    reaches: float,
+    reach: float,
     home: UInt8[Tensor, "out in_features"] | None,
     gain: Float[Tensor, "depths out"],
     config: MobiQuantConfig,
@@ -216,6 +216,6 @@ def backward(
     nested_gradients_kernel[(triton.cdiv(rows, _ROWS), groups)](
         weight, low, high, lean, softness, home, gain, gradient.contiguous(),
         by_low, by_high, by_lean, by_weight, by_gain,
-        reaches, rows, columns, groups, **_constants(config, reaches > 0, len(gain)),
+        reach, rows, columns, groups, **_constants(config, reach > 0, len(gain)),
     )  # fmt: skip
     return by_weight, by_low, by_high, by_lean, by_gain.sum(-1)

@@ -13,7 +13,9 @@ CASES = {
     "across base cells": ((2, 2, 2, 2), 4, True, 0.3, False),
     "base slice alone": ((2, 2, 2, 2), 1, True, 0.3, False),
     "settled": ((2, 2, 2, 2), 4, True, 0.0, True),
+    "settled, where reach means nothing": ((2, 2, 2, 2), 4, True, 0.3, True),
     "one width": ((3,), 1, True, 0.0, False),
+    "one width, where reach means nothing": ((3,), 1, True, 0.3, False),
     "two widths": ((3, 1), 2, True, 0.2, False),
 }
 
