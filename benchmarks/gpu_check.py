@@ -111,12 +111,11 @@ def huge() -> tuple[list[str], dict[str, Any]]:
 
 def chain(name: str, dependent: bool) -> tuple[list[str], dict[str, Any]]:
     """A tiny model through the captured step and through its own modules."""
-    from mobiquant_core.fast_decode.from_model import step_weights
     from mobiquant_core.routing import FixedDepth
     from tests.kernels import test_step as small
 
     quantized = small.quantized_with_routers(getattr(small, name), "cuda")
-    step = Step(step_weights(quantized, 64), 64, dtype=torch.float32, dependent=dependent)
+    step = Step(small.weights_of(quantized, 64), 64, dtype=torch.float32, dependent=dependent)
     decoder, lines, ids = Decoder(step), [], [5]
     decoder.set_budget(torch.full((7,), 0.3), torch.full((7,), 3))
     decoder.begin(5)

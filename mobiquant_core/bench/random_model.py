@@ -22,11 +22,13 @@ _ROUTER_HIDDEN = 16
 def random_weights(shape: StepShape, room: int, *, dense: bool = False, router: bool = True) -> StepWeights:
     """Planes with perceptron routers, or dense bf16 weights for the baseline."""
     layers = tuple(_layer(shape, index, dense, router) for index in range(shape.layers))
+    size = (shape.vocabulary, shape.hidden)
+    head = _matrix(*size) if dense else random_packed(size[:1], size[1])
     return StepWeights(
         shape=shape,
         embedding=_matrix(shape.vocabulary, shape.hidden),
         final_norm=_ones(shape.hidden),
-        head=_matrix(shape.vocabulary, shape.hidden),
+        head=SiteWeights(head, None, shape.linears),
         rotary=_rotary(room, shape.head_dim),
         layers=layers,
     )

@@ -6,7 +6,9 @@ the model then decodes through its modules as on a CPU.
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from mobiquant_core.config import MobiQuantConfig
 from mobiquant_core.convert import QuantizedModel
 from mobiquant_core.errors import KernelError
 from mobiquant_core.fast_decode.step import MOST_HIDDEN
@@ -20,8 +22,8 @@ from mobiquant_core.fast_decode.weights import (
     pack_sketch,
 )
 from mobiquant_core.linear import MobiLinear
-from mobiquant_core.packing import can_pack
-from mobiquant_core.planes import site_planes
+from mobiquant_core.packing import PackedWeight, can_pack
+from mobiquant_core.planes import planes_of, site_planes
 from mobiquant_core.router import MlpRouter, SketchRouter
 from mobiquant_core.routing import RuntimeSite
 
@@ -36,20 +38,18 @@ def step_weights(quantized: QuantizedModel, room: int) -> StepWeights:
     reason = why_not(quantized)
     if reason:
         raise KernelError(f"The fast decode step cannot run this model: {reason}. It decodes through its modules.")
-    model, settings = quantized.model, quantized.model.config
-    shape = step_shape(quantized)
+    model, shape = quantized.model, step_shape(quantized)
     body = model.get_submodule("model")
     layers = tuple(
         _layer(block, quantized.sites[_SITES * index : _SITES * index + _SITES])
         for index, block in enumerate(body.get_submodule("layers").children())
     )
     embedding = model.get_input_embeddings().get_parameter("weight").data
-    head = model.get_output_embeddings()
     return StepWeights(
         shape=shape,
         embedding=embedding,
         final_norm=body.get_submodule("norm").get_parameter("weight").data,
-        head=embedding if head is None or settings.tie_word_embeddings else head.get_parameter("weight").data,
+        head=SiteWeights(_head(model, embedding), None, shape.linears),
         rotary=_rotary(body.get_submodule("rotary_emb"), room, shape.head_dim, embedding.device),
         layers=layers,
     )
@@ -99,6 +99,17 @@ def step_shape(quantized: QuantizedModel) -> StepShape:
         norm_eps=settings.rms_norm_eps,
         **({"window": window} if window else {}),
     )
+
+
+def _head(model: PreTrainedModel, embedding: Tensor) -> Tensor | PackedWeight:
+    """The embedding where the head is tied to it, else the head's planes at 8 bits: half of what a step would read.
+
+    The module keeps its own 16 bits, which prompts are read with.
+    """
+    head = model.get_output_embeddings()
+    if head is None or model.config.tie_word_embeddings:
+        return embedding
+    return planes_of(head.get_parameter("weight").data, MobiQuantConfig())
 
 
 def _rotary(module: nn.Module, room: int, head_dim: int, device: torch.device) -> Tensor:

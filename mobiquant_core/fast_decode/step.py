@@ -1,7 +1,8 @@
 """One decode step as a chain of launches over static buffers; captured once, it serves every budget.
 
-Per layer: prepare, product, attention, product, prepare, product, prepare, product. Thresholds live on the device and
-every product finds its depth itself. It does not know text, sampling settings or threads.
+Per layer: prepare, product, attention, product, prepare, product, prepare, product; at the end prepare and the head.
+Thresholds live on the device and every product finds its depth itself. It does not know text, sampling settings or
+threads.
 """
 
 from dataclasses import dataclass
@@ -19,15 +20,14 @@ from mobiquant_core.kernels.tuning import Tuning
 from mobiquant_core.packing import PackedWeight
 
 MOST_HIDDEN = 64
-_LINEARS = 7
 
 
 @dataclass(frozen=True)
 class Buffers:
     """Everything a step reads and writes besides weights, per linear in canonical order.
 
-    `control` is (threshold, fixed depth or 0 where the router decides, two numbers that keep rows aligned), `record`
-    (scores of three slices, depth).
+    Rows of `control` are (threshold, fixed depth or 0 where the router decides, two numbers that keep rows aligned),
+    of `record` (scores of three slices, depth).
     """
 
     hidden: Tensor
@@ -41,8 +41,10 @@ class Buffers:
     parts: Tensor
     attention_sums: Tensor
     attention_counts: Tensor
-    control: Tensor
-    record: Tensor
+    logits: Tensor
+    controls: Tensor
+    """`control`, then a row that fixes the head's depth."""
+    records: Tensor
     token: Tensor
     position: Tensor
     history: Tensor
@@ -50,6 +52,14 @@ class Buffers:
     seed: Tensor
     residuals: Tensor | None = None
     """[layers + 1, hidden]: the residual stream before layer 0 and after each layer, where it is recorded."""
+
+    @property
+    def control(self) -> Float[Tensor, "linears 4"]:
+        return self.controls[:-1]
+
+    @property
+    def record(self) -> Float[Tensor, "linears 4"]:
+        return self.records[:-1]
 
     @classmethod
     def empty(
@@ -64,6 +74,10 @@ class Buffers:
         wide = dtype if weights.dense else torch.float32
         widths = {shape.hidden, shape.heads * shape.head_dim, shape.feed_forward}
         kv = (shape.layers, shape.kv_heads, room, shape.head_dim)
+        head = weights.head.weight
+        controls = zeros(shape.linears + 1, 4)
+        if isinstance(head, PackedWeight):
+            controls[-1, 1] = head.slices
         return cls(
             hidden=zeros(1, shape.hidden, dtype=wide),
             qkv=zeros(1, shape.qkv_rows, dtype=wide),
@@ -76,8 +90,9 @@ class Buffers:
             parts=zeros(step_launches.MOST_PARTS * 2 * MOST_HIDDEN),
             attention_sums=zeros(sizes.sums),
             attention_counts=zeros(shape.kv_heads, dtype=torch.int32),
-            control=zeros(_LINEARS * shape.layers, 4),
-            record=zeros(_LINEARS * shape.layers, 4),
+            logits=zeros(1, shape.vocabulary, dtype=dtype if isinstance(head, Tensor) else torch.float32),
+            controls=controls,
+            records=torch.zeros_like(controls),
             token=zeros(1, dtype=torch.int64),
             position=zeros(1, dtype=torch.int32),
             history=zeros(room + 1, dtype=torch.int64),
@@ -117,15 +132,16 @@ class Step:
         self.draw(self.forward(), draw)
 
     def forward(self) -> Float[Tensor, " vocabulary"]:
-        """The prediction made from buffers.token at buffers.position; both stay as they are."""
+        """The prediction made from buffers.token at buffers.position; both stay as they are. The next overwrites it."""
         b = self.buffers
         step_launches.embed(self.weights.embedding, b.token, b.hidden)
         self._record_residual(0)
         for index, layer in enumerate(self.weights.layers):
             self._layer(index, layer)
             self._record_residual(index + 1)
-        x = self._dense_input(b.hidden, self.weights.final_norm, self.shape.hidden, MODE_NORM)
-        return torch.nn.functional.linear(x, self.weights.head).view(-1)
+        self._prepare(self.weights.head, b.hidden, self.weights.final_norm, self.shape.hidden, MODE_NORM)
+        self._product(self.weights.head, self.shape.hidden, MODE_NORM, b.logits)
+        return b.logits.view(-1)
 
     def draw(self, logits: Tensor, sample: bool) -> None:
         """The next token out of logits."""
@@ -152,18 +168,14 @@ class Step:
 
     def _prepare(self, site: SiteWeights, source: Tensor, norm: Tensor | None, width: int, mode: int) -> None:
         """The site's input from raw activations: bytes and router parts, or 16-bit values for a dense weight."""
-        if isinstance(site.weight, Tensor):
-            self._dense_input(source, norm, width, mode)
-            return
         b, direction = self.buffers, site.router and site.router.direction
+        if isinstance(site.weight, Tensor):
+            eps = self.shape.norm_eps
+            step_launches.dense_input(source, norm, b.dense[width], eps, mode, self.dependent)
+            return
         step_launches.prepare(
             source, norm, direction, b.split[width], b.parts, width, site.hidden, mode, self.dependent, site.sketch
         )  # fmt: skip
-
-    def _dense_input(self, source: Tensor, norm: Tensor | None, width: int, mode: int) -> Tensor:
-        out = self.buffers.dense[width]
-        step_launches.dense_input(source, norm, out, self.shape.norm_eps, mode, self.dependent)
-        return out
 
     def _product(
         self, site: SiteWeights, width: int, mode: int, out: Tensor, parts: int = 0, *, add: bool = False
@@ -175,7 +187,7 @@ class Step:
             return
         own = slice(site.first_linear, site.first_linear + len(weight.sections))
         router = RouterParts(
-            b.parts, site.router and site.router.small, b.control[own], b.record[own],
+            b.parts, site.router and site.router.small, b.controls[own], b.records[own],
             parts or step_launches.part_count(width), site.hidden, mode, self.shape.norm_eps, site.sketch,
         )  # fmt: skip
         tuning = self.tuning.get((weight.out_features, weight.groups))

@@ -30,6 +30,11 @@ class StepShape:
     """Positions a token may look back; practically endless where there is no sliding window."""
 
     @property
+    def linears(self) -> int:
+        """Those that a budget decides about, in canonical order; the output head comes after them."""
+        return 7 * self.layers
+
+    @property
     def qkv_rows(self) -> int:
         return (self.heads + 2 * self.kv_heads) * self.head_dim
 
@@ -70,6 +75,13 @@ class SiteWeights:
     def sketch(self) -> bool:
         return self.router is not None and self.router.kind == "sketch"
 
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """Everything the product can read besides its input."""
+        packed = self.weight
+        parts = (packed.planes, packed.ranges) if isinstance(packed, PackedWeight) else (packed,)
+        router = () if self.router is None else (self.router.direction, self.router.small)
+        return (*parts, *router, self.bias, self.shift, self.gain)
+
 
 @dataclass(frozen=True)
 class LayerWeights:
@@ -88,7 +100,8 @@ class StepWeights:
     shape: StepShape
     embedding: Tensor
     final_norm: Tensor
-    head: Tensor
+    head: SiteWeights
+    """The output head: dense where it is tied to the embedding or the rest is, else planes that are all read."""
     rotary: Float[Tensor, "positions head_dim"]
     """cos and then sin of every position, half a head each."""
     layers: tuple[LayerWeights, ...]
@@ -106,16 +119,13 @@ class StepWeights:
             if tensor is not None:
                 seen[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
 
-        for tensor in (self.embedding, self.final_norm, self.head, self.rotary):
+        for tensor in (self.embedding, self.final_norm, self.rotary, *self.head.tensors()):
             add(tensor)
         for layer in self.layers:
             for tensor in (layer.attention_norm, layer.mlp_norm, layer.query_norm, layer.key_norm):
                 add(tensor)
             for site in (layer.attention_input, layer.attention_output, layer.mlp_input, layer.mlp_output):
-                packed = site.weight
-                parts = (packed.planes, packed.ranges) if isinstance(packed, PackedWeight) else (packed,)
-                router = () if site.router is None else (site.router.direction, site.router.small)
-                for tensor in (*parts, *router, site.bias, site.shift, site.gain):
+                for tensor in site.tensors():
                     add(tensor)
         return sum(seen.values())
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_step import llama, llama_with_fused_output, quantized_with_routers, qwen3
+from test_step import head_of, llama, llama_with_fused_output, quantized_with_routers, qwen3
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel, Qwen2Config
 
 from mobiquant_core.convert import QuantizedModel
@@ -54,6 +54,13 @@ def _mixed_planes(x, packed, depths, bias=None, shift=None, gain=None) -> torch.
     return reference.mixed_linear(x, *unpack(packed), depths, bias, shift, bits_by_depth=(2, 4, 6, 8))
 
 
+def _session(quantized: QuantizedModel, room: int) -> Session:
+    """As `build_session`, with the modules predicting as the step does from then on."""
+    session = build_session(quantized, room)
+    quantized.model.get_output_embeddings().weight.copy_(head_of(session.step.weights.head.weight))
+    return session
+
+
 @pytest.fixture
 def engine_of(tokenizer, device: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Engine]:
     if device == "cpu":
@@ -66,7 +73,9 @@ def engine_of(tokenizer, device: str, monkeypatch: pytest.MonkeyPatch) -> Callab
         quantized._tables["router"] = _Thresholds(len(quantized.linears))
         for site in quantized.sites:
             site_planes(site)
-        return Engine(quantized, tokenizer, None, "tiny")
+        engine = Engine(quantized, tokenizer, None, "tiny")
+        engine.lender = Lender(quantized, engine.context_length, _session)
+        return engine
 
     return make
 

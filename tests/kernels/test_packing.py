@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mobiquant_core import packing
+from mobiquant_core import packing, planes
 from mobiquant_core.config import MobiQuantConfig
 from mobiquant_core.errors import KernelError
 from mobiquant_core.slicing import slice_weight
@@ -46,6 +46,16 @@ def test_bytes_read_grow_with_depth() -> None:
     sliced = slice_weight(torch.randn(256, 512), MobiQuantConfig())
     packed = packing.pack(sliced.codes, sliced.edge, sliced.step, 512, sliced.config)
     assert [packed.stored_bytes(depth) * 8 / (256 * 512) for depth in (1, 2, 3, 4)] == [2.25, 4.25, 6.25, 8.25]
+
+
+def test_a_matrix_sliced_in_parts_is_the_one_sliced_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planes, "_ROWS_AT_ONCE", 32)
+    weight = torch.randn(70, 200, generator=torch.Generator().manual_seed(0)).bfloat16()
+    sliced = slice_weight(weight, MobiQuantConfig())
+    packed = planes.planes_of(weight, MobiQuantConfig())
+    assert packed.sections == (70,) and packed.in_features == 200
+    for before, after in zip((sliced.codes, sliced.edge, sliced.step), packing.unpack(packed), strict=True):
+        assert torch.equal(before, after)
 
 
 def test_other_slicings_are_refused_by_name() -> None:

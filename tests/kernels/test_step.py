@@ -9,10 +9,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Co
 from mobiquant_core.config import MobiQuantConfig
 from mobiquant_core.convert import QuantizedModel, quantize_model
 from mobiquant_core.errors import KernelError
+from mobiquant_core.fast_decode.decoder import Decoder
 from mobiquant_core.fast_decode.from_model import step_weights
 from mobiquant_core.fast_decode.step import Step
-from mobiquant_core.fast_decode.weights import LayerWeights, SiteWeights
+from mobiquant_core.fast_decode.weights import LayerWeights, SiteWeights, StepWeights
+from mobiquant_core.kernels import reference
 from mobiquant_core.kernels.tuning import Tuning
+from mobiquant_core.packing import PackedWeight, unpack
 from mobiquant_core.router import MlpRouter, SketchRouter
 from mobiquant_core.routing import FixedDepth
 
@@ -30,6 +33,15 @@ def llama() -> PreTrainedModel:
     return LlamaForCausalLM(LlamaConfig(num_attention_heads=2, num_key_value_heads=1, **_SMALL))
 
 
+def llama_of_odd_vocabulary() -> PreTrainedModel:
+    return LlamaForCausalLM(LlamaConfig(num_attention_heads=2, num_key_value_heads=1, **_SMALL | {"vocab_size": 50}))
+
+
+def tied_llama() -> PreTrainedModel:
+    config = LlamaConfig(num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True, **_SMALL)
+    return LlamaForCausalLM(config)
+
+
 def llama_with_fused_output() -> PreTrainedModel:
     """Four query heads of 32 share a key-value head: one whole group, so attention prepares the output's input."""
     return LlamaForCausalLM(LlamaConfig(num_attention_heads=4, num_key_value_heads=1, **_SMALL))
@@ -41,6 +53,21 @@ def qwen3() -> PreTrainedModel:
 
 MASSIVE = 3
 """A channel that some norms make this much larger than the others, near its mean in every token."""
+
+
+def head_of(packed: PackedWeight, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """A head's planes as the dense matrix they stand for."""
+    dense = reference.dequantize(*unpack(packed), packed.slices, (2, 4, 6, 8), dtype)
+    return dense[:, : packed.in_features]
+
+
+def weights_of(quantized: QuantizedModel, room: int) -> StepWeights:
+    """The step's weights; from then on the modules predict with the very head that the step reads."""
+    weights = step_weights(quantized, room)
+    if isinstance(weights.head.weight, PackedWeight):
+        head = quantized.model.get_output_embeddings().weight
+        head.copy_(head_of(weights.head.weight, head.dtype))
+    return weights
 
 
 def quantized_with_routers(make: Callable[[], PreTrainedModel], device: str, kind: str = "mlp") -> QuantizedModel:
@@ -83,7 +110,7 @@ def make_sketches_fit(quantized: QuantizedModel) -> None:
 def test_tokens_scores_and_depths(make: Callable[[], PreTrainedModel], kind: str, device: str, asm: bool) -> None:
     quantized = quantized_with_routers(make, device, kind)
     limit = 0.3
-    step = Step(step_weights(quantized, 16), 16, dtype=torch.float32, dependent=False, asm=asm)
+    step = Step(weights_of(quantized, 16), 16, dtype=torch.float32, dependent=False, asm=asm)
     step.buffers.control[:, 0] = limit
     step.buffers.token.fill_(5)
     logits = step.forward()
@@ -121,7 +148,7 @@ def test_fixed_depths_give_the_models_own_tokens(make: Callable[[], PreTrainedMo
     quantized = quantized_with_routers(make, device)
     for site in quantized.sites:
         object.__setattr__(site, "router", None)
-    step = Step(step_weights(quantized, 16), 16, dtype=torch.float32, dependent=False, asm=asm)
+    step = Step(weights_of(quantized, 16), 16, dtype=torch.float32, dependent=False, asm=asm)
     step.buffers.control[:, 1] = 3
     step.buffers.token.fill_(5)
     ids = [5]
@@ -130,6 +157,35 @@ def test_fixed_depths_give_the_models_own_tokens(make: Callable[[], PreTrainedMo
         with FixedDepth(3), torch.no_grad():
             ids.append(int(quantized.model(torch.tensor([ids], device=device)).logits[0, -1].argmax()))
     assert step.buffers.history[1:3].tolist() == ids[1:]
+
+
+def test_an_untied_head_is_read_as_eight_bits(device: str, asm: bool) -> None:
+    """A vocabulary that fills no tile: exact to the stored head, and to half a finest cell of the head it came from."""
+    quantized = quantized_with_routers(llama_of_odd_vocabulary, device)
+    head = quantized.model.get_output_embeddings().weight.double()
+    weights = step_weights(quantized, 16)
+    step = Step(weights, 16, dtype=torch.float32, dependent=False, asm=asm)
+    Decoder(step).set_budget(torch.zeros(7), torch.ones(7))
+    step.buffers.token.fill_(5)
+    logits = step.forward().double()
+    hidden = step.buffers.hidden[0].double()
+    x = hidden * (hidden.square().mean() + weights.shape.norm_eps).rsqrt() * weights.final_norm.double()
+    packed = weights.head.weight
+    exact = head_of(packed) @ x
+    assert logits.shape == (50,)
+    assert ((logits - exact).abs() <= 2e-5 * (head_of(packed).abs() @ x.abs())).all()
+    half_cell = unpack(packed)[2].double()[:, :1] / 2**7
+    bound = (half_cell * x.abs().sum()).squeeze(1) * (1 + 1e-6)
+    assert ((exact - head @ x).abs() <= bound).all() and not torch.allclose(exact, head @ x, rtol=1e-4)
+    assert (step.buffers.record[:, 3] == 1).all() and step.buffers.record.shape == (7, 4)
+
+
+def test_a_tied_head_is_the_embedding_and_an_untied_one_counts_as_stored(device: str) -> None:
+    untied = step_weights(quantized_with_routers(llama, device), 16)
+    tied = step_weights(quantized_with_routers(tied_llama, device), 16)
+    assert tied.head.weight is tied.embedding
+    # 48 rows of one group: 128 bytes of codes (64 columns are padded) and 4 of ranges each.
+    assert untied.stored_bytes() - tied.stored_bytes() == 48 * 132
 
 
 def test_what_is_asked_for_early_changes_no_number(device: str, asm: bool) -> None:
