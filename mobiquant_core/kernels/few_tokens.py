@@ -83,7 +83,7 @@ def multiply(
         packed.planes.stride(0), groups, rows, tokens, *ends,
         TOKENS=1 if tokens == 1 else MOST_UNSORTED, SLICES=packed.slices, UNITS=tuning.units,
         WARPS=(together, tuning.split),
-        FLAGS=(add, groups & -groups, _overlap(dependent, tuning), tuning.pieces, asm), **shared,
+        FLAGS=(add, groups & -groups, _overlap(dependent, tuning), tuning.pieces, asm, tuning.held), **shared,
     )  # fmt: skip
     return out
 

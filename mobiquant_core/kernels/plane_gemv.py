@@ -328,9 +328,13 @@ def plane_gemv_kernel(
 
     UNITS: groups at once per depth. WARPS: (tiles, warps that share the groups of one tile).
     FLAGS: (add to y, power of two that divides the groups, dependent launch: 1 early, 2 late, pieces to prefetch,
-    inline assembly).
+    inline assembly, one token's first weights held in registers).
     """
     begin_dependent(FLAGS[2] == 1)
+    # Weights are on their way while the kernel before this one still runs.
+    first = None
+    if FLAGS[5] and TOKENS == 1:
+        first = _first_weights(p_w, p_r, NG, UNITS, WARPS[0], WARPS[1], FLAGS[4])
     if FLAGS[3] > 0:
         _prefetch(p_w, p_r, NG, FLAGS[3], WARPS[0], WARPS[1], FLAGS[4])
     wait_for_inputs(FLAGS[2] > 0)
@@ -340,17 +344,18 @@ def plane_gemv_kernel(
     # Plane offsets in words may pass 2^31.
     o_plane = o_plane.to(tl.int64)
     same = tl.where(low == high, low, 0)
+    # What is added to the product comes in while it is made.
+    i_token = tl.arange(0, 32)[None, :] % 4
+    b_depth = tl.load(p_depth + i_token, mask=i_token < tokens, other=1).to(tl.int32)
+    terms = _row_terms(p_y, p_bias, p_shift, p_gain, b_depth, rows, tokens, FLAGS[0], WARPS[0])
     b_y0, b_y1 = _at_one_depth(
-        p_w, p_r, p_x, p_m, o_plane, NG, tokens, same, None, SLICES, UNITS, WARPS, FLAGS[1], FLAGS[4]
+        p_w, p_r, p_x, p_m, o_plane, NG, tokens, same, first, SLICES, UNITS, WARPS, FLAGS[1], FLAGS[4]
     )  # fmt: skip
     for k in tl.static_range(2, SLICES + 1 if TOKENS > 1 else 2):
         if (low != high) & (high == k):
             b_y0, b_y1 = _mixed(p_w, p_r, p_x, p_m, p_depth, o_plane, NG, tokens, present, k, TOKENS, WARPS,
                                 FLAGS[1] % WARPS[1] == 0, FLAGS[4])  # fmt: skip
     begin_dependent(FLAGS[2] == 2)
-    i_token = tl.arange(0, 32)[None, :] % 4
-    b_depth = tl.load(p_depth + i_token, mask=i_token < tokens, other=1).to(tl.int32)
-    terms = _row_terms(p_y, p_bias, p_shift, p_gain, b_depth, rows, tokens, FLAGS[0], WARPS[0])
     _store_rows(p_y, b_y0, b_y1, terms, rows, tokens, WARPS[0], WARPS[1])
 
 
@@ -361,8 +366,8 @@ def routed_gemv_kernel(
 ):  # fmt: skip
     """y = W_depth x for one token; the depth follows from the router's parts (route.py), found by every program.
 
-    WARPS: (tiles, split, slices, first tiles of the second and third section). FLAGS: as in plane_gemv_kernel, then
-    (router parts, hidden, mode, first weights held in registers, whether the router is a sketch).
+    WARPS: (tiles, split, slices, first tiles of the second and third section). FLAGS: the first five of
+    plane_gemv_kernel, then (router parts, hidden, mode, first weights held, whether the router is a sketch).
     """
     begin_dependent(FLAGS[2] == 1)
     NG = tl.cdiv(width, 128)

@@ -24,7 +24,7 @@ class Tuning:
     pieces: int = 0
     """Pieces of 4 kB of the first plane that a warp asks for before it knows the depth."""
     held: bool = False
-    """Whether a decode step's product loads its first step's plane and ranges before its input is there."""
+    """Whether a product of one token loads its first step's plane and ranges before its input is there."""
     late: bool = False
     """Whether the next kernel may start only when this one's products are done, not at once."""
     registers: int | None = None

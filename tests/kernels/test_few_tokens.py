@@ -28,6 +28,24 @@ def test_one_token_at_each_depth(depth: int, device: str, asm: bool) -> None:
     assert product_error((32,), 512, [[depth]], Tuning(2, 2, _UNITS), device, asm) < 1e-4
 
 
+@pytest.mark.parametrize(("depth", "add"), [(1, True), (1, False), (3, True)])
+def test_weights_held_early_change_no_number(depth: int, add: bool, device: str, asm: bool) -> None:
+    """Groups that fill no last step, ranges and rows that do not exist."""
+    torch.manual_seed(0)
+    packed = random_packed((40,), 700, device)
+    depths = torch.tensor([[depth]], dtype=torch.uint8, device=device)
+    x = few_tokens.prepare(torch.randn(1, 700, device=device), depths)
+    bias, shift, gain, before = (torch.randn(*size, 40, device=device) for size in ((), (4,), (4,), (1,)))
+    plain, held = (
+        few_tokens.multiply(
+            packed, x, depths, before.clone(), bias, shift, gain, add=add, asm=asm,
+            tuning=Tuning(1, 2, _UNITS, pieces=early, held=bool(early)),
+        )
+        for early in (0, 1)
+    )  # fmt: skip
+    assert torch.equal(plain, held)
+
+
 @pytest.mark.parametrize(
     ("rows", "width", "depths"),
     [
