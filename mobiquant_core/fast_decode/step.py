@@ -16,7 +16,7 @@ from mobiquant_core.kernels import few_tokens, step_launches
 from mobiquant_core.kernels.activation import SplitActivations
 from mobiquant_core.kernels.few_tokens import RouterParts
 from mobiquant_core.kernels.step_launches import MODE_AS_IT_IS, MODE_GATE, MODE_NORM, AttentionSizes
-from mobiquant_core.kernels.tuning import Tuning
+from mobiquant_core.kernels.tuning import Tuning, ahead_for
 from mobiquant_core.packing import PackedWeight
 
 MOST_HIDDEN = 64
@@ -105,7 +105,9 @@ class Buffers:
 class Step:
     """The launches of one token. `run` may be captured in a graph.
 
-    `dependent` lets every kernel start while the one before it ends; `asm=False` runs the plain Triton twins.
+    `dependent` lets every kernel start while the one before it ends; `asm=False` runs the plain Triton twins. `ahead`
+    is how many bytes of the next gate and up planes attention asks for where kernels overlap, by default what
+    tuning.py says.
     """
 
     def __init__(
@@ -117,6 +119,7 @@ class Step:
         dependent: bool = True,
         asm: bool = True,
         tuning: dict[tuple[int, int], Tuning] | None = None,
+        ahead: int | None = None,
         record_residuals: bool = False,
     ) -> None:
         shape = weights.shape
@@ -124,6 +127,7 @@ class Step:
         # Only cards from compute capability 9.0 know launches that overlap.
         overlap = torch.cuda.is_available() and torch.cuda.get_device_capability(weights.embedding.device) >= (9, 0)
         self.dependent, self.asm, self.tuning = dependent and overlap, asm, tuning or {}
+        self.ahead = ahead_for(weights.embedding.device) if ahead is None else ahead
         self.sizes = AttentionSizes(shape.heads, shape.kv_heads, shape.head_dim, shape.window, shape.norm_eps)
         self.buffers = Buffers.empty(weights, self.sizes, room, dtype, record_residuals)
 
@@ -200,11 +204,14 @@ class Step:
         """Attention of the newest token; how many router parts of the output projection it prepared, 0 for none."""
         b, site = self.buffers, layer.attention_output
         fused = isinstance(site.weight, PackedWeight) and self.sizes.fills_groups
+        weight, later = layer.mlp_input.weight, None
+        if self.dependent and self.ahead and isinstance(weight, PackedWeight):
+            later = weight, self.ahead
         step_launches.attend(
             self.sizes, b.qkv, (b.keys[index], b.values[index]), self.weights.rotary,
             (layer.query_norm, layer.key_norm), b.position, (b.attention_sums, b.attention_counts), b.attended,
             (site.router and site.router.direction, b.split[width], b.parts, site.hidden if fused else 0, site.sketch),
-            dependent=self.dependent, exact=not self.asm,
+            dependent=self.dependent, exact=not self.asm, later=later,
         )  # fmt: skip
         return self.shape.kv_heads if fused else 0
 

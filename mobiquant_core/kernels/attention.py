@@ -1,7 +1,7 @@
 """Attention of one new token over a static key-value cache: rotary embedding, cache write, softmax, in one launch.
 
 Programs share the positions of a key-value head; the last one to finish adds them up and, where the heads fill whole
-groups, prepares the output projection's input as well. It knows no weights but that router's first layer.
+groups, prepares the output projection's input as well. It reads no weights but that router's first layer.
 """
 
 import triton
@@ -46,6 +46,25 @@ def _ask_ahead(p_k, p_v, p_direction, i_head, i_split, splits, kv_heads, room, p
         o_row = tl.arange(0, HIDDEN)[:, None].to(tl.int64) * kv_heads * WIDTH + i_head * WIDTH
         o_line = o_row + tl.arange(0, WIDTH // 64)[None, :] * 64
         prefetch_l2(p_direction, o_line, tl.full(o_line.shape, 1, tl.int32), ASM)
+
+
+@triton.jit
+def ask_for_plane(p_w, p_r, lines, i_head, i_split, splits, kv_heads, SPLITS: tl.constexpr, ASM: tl.constexpr):
+    """Brings the first `lines` cache lines of a later product's first plane, and their ranges, into the L2 cache: in
+    attention the memory would be idle.
+
+    Where some programs have no positions they do it alone: what the others wait for must not queue behind it.
+    """
+    busy = splits % SPLITS
+    if i_split >= busy:
+        i_thread = tl.arange(0, 128)
+        for i in range(i_head * (SPLITS - busy) + i_split - busy, tl.cdiv(lines, 128), kv_heads * (SPLITS - busy)):
+            i_line = i * 128 + i_thread
+            prefetch_l2(p_w, i_line.to(tl.int64) * 32, (i_line < lines).to(tl.int32), ASM)
+            # A line holds the ranges of eight lines of words.
+            i_line = i * 16 + i_thread
+            m_line = (i_thread < 16) & (i_line * 8 < lines)
+            prefetch_l2(p_r, i_line.to(tl.int64) * 32, m_line.to(tl.int32), ASM)
 
 
 @triton.jit
@@ -200,9 +219,10 @@ def _attend(
 @triton.jit
 def attention_kernel(
     p_qkv, p_k, p_v, p_cos, p_qnorm, p_knorm, p_position, p_sums, p_count, p_y, p_direction, p_x, p_m, p_part,
-    heads, kv_heads, room, SIZES: tl.constexpr, FLAGS: tl.constexpr,
+    p_later, p_later_range, heads, kv_heads, room, lines, SIZES: tl.constexpr, FLAGS: tl.constexpr,
 ):  # fmt: skip
-    """SIZES: (head dim, query heads per key-value head, the same padded, positions per block, splits, window).
+    """p_later: planes of a later product that `lines` lines are asked for of, or None.
+    SIZES: (head dim, query heads per key-value head, the same padded, positions per block, splits, window).
     FLAGS: (PDL, fp32 products, router's hidden size or 0 to leave the output raw, score scale, norm eps, whether the
     router is a sketch)."""
     begin_dependent(FLAGS[0])
@@ -212,13 +232,15 @@ def attention_kernel(
     position = tl.load(p_position)
     splits = _splits_for(position, SIZES)
     i_head, i_split = tl.program_id(0), tl.program_id(1)
+    oldest = tl.maximum(position - SIZES[5] + 1, 0)
+    turn = _two_halves(p_cos + position * SIZES[0], SIZES[0] // 2)
+    qnorm, knorm = _two_halves(p_qnorm, SIZES[0] // 2), _two_halves(p_knorm, SIZES[0] // 2)
+    if FLAGS[0] and i_split < splits:
+        _ask_ahead(p_k, p_v, p_direction, i_head, i_split, splits, kv_heads, room, position, oldest, SIZES,
+                   FLAGS[2], True)  # fmt: skip
+    if p_later is not None:
+        ask_for_plane(p_later, p_later_range, lines, i_head, i_split, splits, kv_heads, SIZES[4], True)
     if i_split < splits:
-        oldest = tl.maximum(position - SIZES[5] + 1, 0)
-        turn = _two_halves(p_cos + position * SIZES[0], SIZES[0] // 2)
-        qnorm, knorm = _two_halves(p_qnorm, SIZES[0] // 2), _two_halves(p_knorm, SIZES[0] // 2)
-        if FLAGS[0]:
-            _ask_ahead(p_k, p_v, p_direction, i_head, i_split, splits, kv_heads, room, position, oldest, SIZES,
-                       FLAGS[2], True)  # fmt: skip
         wait_for_inputs(FLAGS[0])
         _attend(p_qkv, p_k, p_v, turn, qnorm, knorm, p_sums, p_count, p_y, p_direction, p_x, p_m, p_part,
                 heads, kv_heads, room, position, oldest, i_head, i_split, splits, SIZES, FLAGS)  # fmt: skip

@@ -12,6 +12,7 @@ from mobiquant_core.kernels.activation import SplitActivations
 from mobiquant_core.kernels.attention import attention_kernel
 from mobiquant_core.kernels.route import AS_IT_IS, EXTRA, GATE, HEADS, NORM, prepare_kernel
 from mobiquant_core.kernels.step_parts import dense_input_kernel, draw_kernel, embed_kernel
+from mobiquant_core.packing import PackedWeight
 
 MODE_AS_IT_IS, MODE_NORM, MODE_GATE = (int(mode.value) for mode in (AS_IT_IS, NORM, GATE))
 PADDED_HEADS, PADDED_EXTRA = int(HEADS.value), int(EXTRA.value)
@@ -20,6 +21,7 @@ SPLITS = 16
 """Programs that share the positions of a key-value head."""
 MOST_PARTS = 64
 _POSITIONS = 32
+_LINE_BYTES = 128
 _BLOCK = 1024
 
 
@@ -115,15 +117,22 @@ def attend(
     *,
     dependent: bool,
     exact: bool,
+    later: tuple[PackedWeight, int] | None = None,
 ) -> None:
     """out = attention of the newest token.
 
-    `prepared`: (router direction, bytes, parts, hidden or 0 for raw output, whether the router is a sketch).
+    `prepared`: (router direction, bytes, parts, hidden or 0 for raw output, whether the router is a sketch). `later`: a
+    weight whose first plane is brought into the L2 cache meanwhile, up to so many bytes, on cards with launches that
+    overlap.
     """
     direction, split, parts, hidden, sketch = prepared
+    planes, ranges, lines = None, None, 0
+    if later is not None:
+        planes, ranges = later[0].planes, later[0].ranges
+        lines = min(later[1], planes[0].numel() * 4) // _LINE_BYTES
     attention_kernel[(sizes.kv_heads, SPLITS)](
         qkv, *cache, rotary, *norms, position, *scratch, out, direction, split.bytes, split.scales, parts,
-        sizes.heads, sizes.kv_heads, cache[0].shape[1],
+        planes, ranges, sizes.heads, sizes.kv_heads, cache[0].shape[1], lines,
         SIZES=(sizes.head_dim, sizes.share, sizes.rows, _POSITIONS, SPLITS, sizes.window),
         FLAGS=(dependent, exact, hidden, math.log2(math.e) * sizes.head_dim**-0.5, sizes.norm_eps, sketch),
         num_warps=4, launch_pdl=dependent,

@@ -68,6 +68,10 @@ else:
     half |= {"p_k": "*bf16", "p_v": "*bf16"}
     constants = {"p_qnorm": None, "p_knorm": None, "SIZES": (64, heads, 16, 32, 16, 2**30)}
     constants |= {"FLAGS": (capability >= 90, False, 16, 0.18, 1e-6, True)}
+    if capability >= 90:
+        integers |= {"p_later": "*i32", "p_later_range": "*i32"}
+    else:
+        constants |= {"p_later": None, "p_later_range": None}
 signature = {name: "*fp32" if name.startswith("p_") else "i32" for name in kernel.arg_names}
 signature |= {name: kind for name, kind in (half | integers | {"eps": "fp32"}).items() if name in signature}
 source = ASTSource(
@@ -112,7 +116,8 @@ def test_lanes_and_loads(capability: int, tokens: int, units: tuple[int, ...], o
 
 
 @pytest.mark.parametrize(
-    ("capability", "kernel", "mode"), [(90, "prepare", 1), (80, "prepare", 2), (90, "product", 1), (80, "attention", 0)]
+    ("capability", "kernel", "mode"),
+    [(90, "prepare", 1), (80, "prepare", 2), (90, "product", 1), (80, "attention", 0), (90, "attention", 0)],
 )
 def test_sketch_routers_compile(capability: int, kernel: str, mode: int, tmp_path: Path) -> None:
     made = compiled(_COMPILE_SKETCH, [capability, kernel, mode, 2], tmp_path)
@@ -121,3 +126,6 @@ def test_sketch_routers_compile(capability: int, kernel: str, mode: int, tmp_pat
     if kernel == "prepare" and after:
         # Energies and the centre are constants: they come in while the kernel before still runs.
         assert "ld.global" in before and ".b16" not in "".join(re.findall(r"ld\.global\S*", after))
+    if kernel == "attention":
+        # Four blocks of keys and values and the router; then a later product's words and ranges, in one loop.
+        assert before.count("prefetch.global.L2") == (11 if after else 0)
