@@ -39,13 +39,16 @@ _OF_ONE: dict[tuple[int, int], Tuning] = {
     (4096, 32): Tuning(1, 8, _UNITS, 1, held=True, registers=128),
     (28672, 32): Tuning(2, 1, _UNITS, 1, held=True),
     (4096, 112): Tuning(1, 8, _UNITS, 1, held=True),
+    # The output head of a Llama 3, always read at full depth.
+    (128256, 32): Tuning(2, 1, (4, 2, 2, 2), 1, held=True),
 }
-"""(rows, groups): what won at one token in whole decode steps on an H100; an H200 has the same chip."""
+"""(rows, groups): what won at one token in whole decode steps on an H100, the head on an H200: it is the same chip."""
 _SPLITS_OF_SEVERAL: dict[tuple[int, int], int] = {(6144, 32): 4, (4096, 32): 8, (28672, 32): 2, (4096, 112): 8}
 """(rows, groups): warps of a tile that won at 8 and 16 tokens of mixed depths on an H100; an H200 has the same chip."""
 _HOPPER = ("NVIDIA H100 80GB HBM3", "NVIDIA H200")
-_AHEAD = dict.fromkeys(_HOPPER, 0)
-"""Bytes of the next gate and up planes that attention asks for in a decode step; none until a count is measured."""
+_AHEAD = dict.fromkeys(_HOPPER, 8 * 2**20)
+"""Bytes of the next gate and up planes that attention asks for in a decode step: what won of 0, 8, 16 and 28 MiB on an
+H200."""
 
 
 def ahead_for(device: torch.device) -> int:
