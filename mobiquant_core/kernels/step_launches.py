@@ -20,9 +20,28 @@ CANDIDATES = 64
 SPLITS = 16
 """Programs that share the positions of a key-value head."""
 MOST_PARTS = 64
-_POSITIONS = 32
 _LINE_BYTES = 128
 _BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class AttentionTiles:
+    """How attention's programs walk over the positions."""
+
+    positions: int = 128
+    """Positions of a block, where 128 dims are stored in 16 bits: larger heads take smaller blocks."""
+    held: int = 1
+    """Blocks that a program reads before the newest token's numbers are there; each takes 64 KiB of its SM."""
+    each: int = 2
+    """Blocks that a program takes before a second one helps: adding up costs about as much as another block."""
+    warps: int = 8
+
+    def block(self, cache: Tensor) -> int:
+        """Positions of a block of this cache."""
+        return max(16, min(self.positions, self.positions * 256 // (cache.shape[-1] * cache.element_size())))
+
+
+TILES = AttentionTiles()
 
 
 @dataclass(frozen=True)
@@ -42,8 +61,8 @@ class AttentionSizes:
 
     @property
     def rows(self) -> int:
-        """`share`, padded to what a tensor-core product takes."""
-        return max(16, triton.next_power_of_2(self.share))
+        """`share`, padded to a power of two."""
+        return triton.next_power_of_2(self.share)
 
     @property
     def fills_groups(self) -> bool:
@@ -126,6 +145,7 @@ def attend(
     overlap.
     """
     direction, split, parts, hidden, sketch = prepared
+    tiles = TILES
     planes, ranges, lines = None, None, 0
     if later is not None:
         planes, ranges = later[0].planes, later[0].ranges
@@ -133,9 +153,10 @@ def attend(
     attention_kernel[(sizes.kv_heads, SPLITS)](
         qkv, *cache, rotary, *norms, position, *scratch, out, direction, split.bytes, split.scales, parts,
         planes, ranges, sizes.heads, sizes.kv_heads, cache[0].shape[1], lines,
-        SIZES=(sizes.head_dim, sizes.share, sizes.rows, _POSITIONS, SPLITS, sizes.window),
+        SIZES=(sizes.head_dim, sizes.share, sizes.rows, tiles.block(cache[0]), SPLITS, sizes.window, tiles.held,
+               tiles.each),
         FLAGS=(dependent, exact, hidden, math.log2(math.e) * sizes.head_dim**-0.5, sizes.norm_eps, sketch),
-        num_warps=4, launch_pdl=dependent,
+        num_warps=tiles.warps, launch_pdl=dependent,
     )  # fmt: skip
 
 
