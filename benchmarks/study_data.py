@@ -18,15 +18,15 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from mobiquant_core.calibrate.program_text import program_text, sources
 from mobiquant_core.demo_model.corpus import TRAINING_SHARDS, data_folder, split_documents
 
 CALIBRATION_TOKENS = {"wikipedia": 2_300_000, "books": 900_000, "tinystories": 400_000}
 HELD_OUT_TOKENS = 60_000
 SYNTHETIC_TOKENS = 250_000
 CODE_TOKENS = 120_000
+CODE_FOLDERS = ("asyncio", "email", "http", "logging", "unittest", "xml")
+"""Program text of the calibration; tests read single files, and headers in a language that calibration never saw."""
 CODE_FILES = ("argparse", "ast", "calendar", "dataclasses", "difflib", "enum", "fractions", "heapq", "random")
-"""Program text of the tests, none of it calibration's; the headers are in a language that calibration never sees."""
 
 
 def tokens_of(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], limit: int) -> np.ndarray:
@@ -70,6 +70,12 @@ def speech(texts: Iterable[str]) -> Iterable[str]:
         yield "\n".join(lines)
 
 
+def code(paths: Iterable[Path]) -> Iterable[str]:
+    """Source files of the running interpreter."""
+    for path in paths:
+        yield path.read_text(encoding="utf-8", errors="replace")
+
+
 def write_tokens(tokenizer: PreTrainedTokenizerFast, out: Path) -> dict[str, int]:
     data = data_folder()
     sets: dict[str, np.ndarray] = {}
@@ -82,9 +88,10 @@ def write_tokens(tokenizer: PreTrainedTokenizerFast, out: Path) -> dict[str, int
     sets["calibration-synthetic"] = tokens_of(tokenizer, synthetic(words), SYNTHETIC_TOKENS)
     sets["test-dialogue"] = tokens_of(tokenizer, speech(documents("books", True)), HELD_OUT_TOKENS)
     library, headers = (Path(sysconfig.get_paths()[name]) for name in ("stdlib", "include"))
-    sets["other-code"] = tokens_of(tokenizer, program_text(), CODE_TOKENS)
-    sets["test-code"] = tokens_of(tokenizer, sources(library / f"{name}.py" for name in CODE_FILES), HELD_OUT_TOKENS)
-    sets["test-headers"] = tokens_of(tokenizer, sources(sorted(headers.glob("*.h"))), HELD_OUT_TOKENS)
+    folders = (path for folder in CODE_FOLDERS for path in sorted((library / folder).rglob("*.py")))
+    sets["calibration-code"] = tokens_of(tokenizer, code(folders), CODE_TOKENS)
+    sets["test-code"] = tokens_of(tokenizer, code(library / f"{name}.py" for name in CODE_FILES), HELD_OUT_TOKENS)
+    sets["test-headers"] = tokens_of(tokenizer, code(sorted(headers.glob("*.h"))), HELD_OUT_TOKENS)
     text = (data / "wikitext2-test.raw.txt").read_text(encoding="utf-8")
     sets["test-wikitext2"] = tokens_of(tokenizer, [text], 10**7)[:-1]
     np.savez_compressed(out / "tokens.npz", **sets)  # pyright: ignore[reportArgumentType]

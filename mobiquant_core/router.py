@@ -57,17 +57,13 @@ class SketchRouter(nn.Module):
 
 
 class MlpRouter(nn.Module):
-    """The two-layer perceptron: direction and length of the input to scores.
+    """The two-layer perceptron: direction, length and peak of the input to scores."""
 
-    What comes from a norm always has about the same length, so such an input is read as it is (`sized` false).
-    """
-
-    def __init__(self, in_features: int, heads: int, extra: int, hidden: int = 16, *, sized: bool = True) -> None:
+    def __init__(self, in_features: int, heads: int, extra: int, hidden: int = 16) -> None:
         super().__init__()
         self.heads, self.extra = heads, extra
         self.direction = nn.Parameter(torch.randn(hidden, in_features) / math.sqrt(in_features))
-        self.size: nn.Parameter | None
-        self.register_parameter("size", nn.Parameter(torch.zeros(hidden)) if sized else None)
+        self.size = nn.Parameter(torch.zeros(hidden, 2))
         self.hidden_bias = nn.Parameter(torch.zeros(hidden))
         self.output = nn.Parameter(torch.zeros(heads * extra, hidden))
         self.base = nn.Parameter(torch.zeros(heads * extra))
@@ -77,9 +73,8 @@ class MlpRouter(nn.Module):
     def token_scorer(self) -> TokenScorer | None:
         """The quick way for one token on a CPU; None while the parameters are being fitted or are elsewhere."""
         if self._scorer is None and self.direction.device.type == "cpu" and not self.direction.requires_grad:
-            size = None if self.size is None else self.size.float().numpy()
-            parameters = (self.direction, self.hidden_bias, self.output, self.base)
-            self._scorer = TokenScorer(*(parameter.float().numpy() for parameter in parameters), size=size)
+            parameters = (self.direction, self.size, self.hidden_bias, self.output, self.base)
+            self._scorer = TokenScorer(*(parameter.float().numpy() for parameter in parameters))
         return self._scorer
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -99,12 +94,12 @@ class MlpRouter(nn.Module):
 
     def forward(self, x: Float[Tensor, "tokens in_features"]) -> Float[Tensor, "tokens heads extra"]:
         x = x.float()
-        hidden = F.linear(x, self.direction)
-        if self.size is not None:
-            length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-6)
-            # The product with the raw input is rescaled afterwards: cheaper than normalizing every channel first.
-            hidden = hidden * (math.sqrt(x.shape[-1]) / length) + length.log() * self.size
-        hidden = F.relu(hidden + self.hidden_bias)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-6)
+        peak = torch.linalg.vector_norm(x, ord=math.inf, dim=-1, keepdim=True).clamp_min(1e-6)
+        sizes = torch.cat([length, peak], dim=-1).log()
+        # The product with the raw input is rescaled afterwards: cheaper than normalizing every channel first.
+        direction = F.linear(x, self.direction) * (math.sqrt(x.shape[-1]) / length)
+        hidden = F.silu(direction + F.linear(sizes, self.size, self.hidden_bias))
         scores = F.linear(hidden, self.output, self.base)
         return running_minimum(scores.view(-1, self.heads, self.extra))
 
@@ -116,7 +111,7 @@ def router_from_state(kind: str, state: dict[str, Tensor], heads: int, extra: in
             router: SketchRouter | MlpRouter = SketchRouter(state["energy"].shape[1], heads, extra)
         elif kind == "mlp":
             hidden, in_features = state["direction"].shape
-            router = MlpRouter(in_features, heads, extra, hidden, sized="size" in state)
+            router = MlpRouter(in_features, heads, extra, hidden)
         else:
             raise CheckpointError(f"The router kind {kind!r} is unknown. Known: {', '.join(ROUTER_KINDS)}.")
         router.load_state_dict({name: tensor.float() for name, tensor in state.items()})

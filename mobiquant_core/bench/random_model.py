@@ -66,7 +66,7 @@ def _router(columns: int, heads: int) -> RouterWeights:
         return torch.randn(*size, device="cuda")
 
     return pack_router(
-        draw(hidden, columns) / columns**0.5, draw(hidden), draw(scores, hidden), draw(scores), heads, draw(hidden)
+        draw(hidden, columns) / columns**0.5, draw(hidden, 2), draw(hidden), draw(scores, hidden), draw(scores), heads
     )
 
 

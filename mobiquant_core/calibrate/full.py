@@ -106,10 +106,8 @@ def fit_student(
     settings: FullSettings,
     progress: ProgressCall | None = None,
     resume: Progress | None = None,
-    other: Int[Tensor, "windows tokens"] | None = None,
 ) -> float:
-    """Both stages in place; returns the last KL. The end-to-end stage starts routers at the layer policy, and shows
-    them `other` text as well."""
+    """Both stages in place; returns the last KL. The end-to-end stage starts routers at the layer policy."""
 
     def report(share_before: float, share: float) -> ProgressCall | None:
         if progress is None:
@@ -122,7 +120,7 @@ def fit_student(
         attach_routers(student, measure_layer_scores(student, windows[: settings.measure_windows]))
     if settings.end_to_end.steps == 0:
         return math.nan
-    trainer = EndToEnd(student, settings.end_to_end, other)
+    trainer = EndToEnd(student, settings.end_to_end)
     return trainer.run(windows, report(BLOCKWISE_SHARE, 0.95 - BLOCKWISE_SHARE))
 
 
@@ -133,7 +131,6 @@ def calibrate_full(
     settings: FullSettings | None = None,
     progress: ProgressCall | None = None,
     resume_dir: Path | None = None,
-    other: Int[Tensor, "windows tokens"] | None = None,
 ) -> Calibration:
     """Fits a calibration and leaves the model as it was."""
     device = next(model.parameters()).device
@@ -149,7 +146,7 @@ def calibrate_full(
     training = model.training
     student = prepare_student(model.eval(), config, windows, settings)
     try:
-        divergence = fit_student(student, windows, settings, progress, resume, other)
+        divergence = fit_student(student, windows, settings, progress, resume)
         found = student_calibration(student, windows[-settings.measure_windows :])
     finally:
         student.restore()

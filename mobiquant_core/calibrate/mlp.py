@@ -39,8 +39,7 @@ def attach_routers(student: Student, layer_scores: Float[Tensor, "linears extra"
     torch.manual_seed(seed)
     for site in student.sites:
         heads = len(site.site.projections)
-        sized = site.site.norm is None
-        router = MlpRouter(site.in_features, heads, extra, widths[site.site.name], sized=sized).to(device)
+        router = MlpRouter(site.in_features, heads, extra, widths[site.site.name]).to(device)
         with torch.no_grad():
             scores = layer_scores[site.first_index : site.first_index + heads].to(device)
             router.base.copy_(scores.flatten())
@@ -57,4 +56,4 @@ def router_share(student: Student) -> float:
 
 def _parameters(site: FitSite, hidden: int, extra: int) -> int:
     outputs = len(site.site.projections) * extra
-    return hidden * (site.in_features + 1 + (site.site.norm is None) + outputs) + outputs
+    return hidden * (site.in_features + 3 + outputs) + outputs

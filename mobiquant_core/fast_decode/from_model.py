@@ -28,8 +28,6 @@ from mobiquant_core.router import MlpRouter, SketchRouter
 from mobiquant_core.routing import RuntimeSite
 
 _SITES = 4
-_NORMED = ("attention_input", "mlp_input")
-"""Sites whose input comes from a norm: their routers read it as it is."""
 _MODELS = ("llama", "mistral", "qwen2", "qwen3")
 _HEAD_DIMS = (32, 64, 128, 256)
 _ROTARY = ("default", "linear", "llama3", "yarn")
@@ -71,11 +69,6 @@ def why_not(quantized: QuantizedModel) -> str:
         return "its routers are neither perceptrons nor sketches"
     if any(isinstance(router, MlpRouter) and router.direction.shape[0] > MOST_HIDDEN for router in routers):
         return f"its routers have more than {MOST_HIDDEN} hidden numbers"
-    if any(
-        isinstance(site.router, MlpRouter) and (site.router.size is None) != (site.name in _NORMED)
-        for site in quantized.sites
-    ):
-        return "its routers read an input's length behind a norm, or nowhere"
     if step_shape(quantized).head_dim not in _HEAD_DIMS:
         return f"its heads have a size that is none of {_HEAD_DIMS}"
     if len(set(getattr(settings, "layer_types", None) or ())) > 1:
@@ -164,9 +157,8 @@ def _router(site: RuntimeSite) -> RouterWeights | None:
         return pack_sketch(router.energy.data.float(), router.offset.data.float(), router.centre.data.float(), heads)
     if not isinstance(router, MlpRouter):
         return None
-    parts = (router.direction, router.hidden_bias, router.output, router.base)
-    size = None if router.size is None else router.size.data.float()
-    return pack_router(*(part.data.float() for part in parts), heads=heads, size=size)
+    parts = (router.direction, router.size, router.hidden_bias, router.output, router.base)
+    return pack_router(*(part.data.float() for part in parts), heads=heads)
 
 
 def _joined(linears: tuple[MobiLinear, ...], name: str, absent: float) -> Tensor | None:

@@ -132,19 +132,18 @@ class StepWeights:
 
 def pack_router(
     direction: Float[Tensor, "hidden in_features"],
+    size: Float[Tensor, "hidden 2"],
     hidden_bias: Float[Tensor, " hidden"],
     output: Float[Tensor, "scores hidden"],
     base: Float[Tensor, " scores"],
     heads: int,
-    size: Float[Tensor, " hidden"] | None = None,
 ) -> RouterWeights:
-    """The parameters of an MlpRouter in the kernel's order: size, bias, base, output, each head and slice padded."""
+    """The parameters of an MlpRouter in the kernel's order: sizes, bias, base, output, each head and slice padded."""
     hidden = max(16, 1 << (direction.shape[0] - 1).bit_length())
     extra, device = output.shape[0] // heads, direction.device
-    first = torch.zeros(2, hidden, device=device)
-    if size is not None:
-        first[0, : size.shape[0]] = size
-    first[1, : hidden_bias.shape[0]] = hidden_bias
+    sizes = torch.zeros(3, hidden, device=device)
+    sizes[:2, : size.shape[0]] = size.t()
+    sizes[2, : size.shape[0]] = hidden_bias
     # A slice that does not exist must never be chosen; without limit its score stays below every threshold.
     bases = torch.full((PADDED_EXTRA, PADDED_HEADS), float("-inf"), device=device)
     bases[:extra, :heads] = base.view(heads, extra).t()
@@ -152,7 +151,7 @@ def pack_router(
     outputs[:extra, :heads, : output.shape[1]] = output.view(heads, extra, -1).transpose(0, 1)
     padded = torch.zeros(hidden, direction.shape[1], dtype=torch.float16, device=device)
     padded[: direction.shape[0]] = direction
-    return RouterWeights(padded, torch.cat([first.flatten(), bases.flatten(), outputs.flatten()]))
+    return RouterWeights(padded, torch.cat([sizes.flatten(), bases.flatten(), outputs.flatten()]))
 
 
 def pack_sketch(

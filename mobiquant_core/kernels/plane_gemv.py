@@ -384,8 +384,8 @@ def routed_gemv_kernel(
     if FLAGS[3] > 0:
         _prefetch(p_w, p_r, NG, FLAGS[3], WARPS[0], WARPS[1], FLAGS[4])
     wait_for_inputs(FLAGS[2] > 0)
-    b_sum = sum_parts(p_part, FLAGS[5], FLAGS[6])
-    depth, scale = decide(p_record, constants, b_sum, width, eps, head, new_head, FLAGS[6], FLAGS[7],
+    b_sum, b_peak = sum_parts(p_part, FLAGS[5], FLAGS[6])
+    depth, scale = decide(p_record, constants, b_sum, b_peak, width, eps, head, new_head, FLAGS[6], FLAGS[7],
                           p_small is not None, FLAGS[9])  # fmt: skip
     # What is added to the product comes in while it is made.
     terms = _row_terms(p_y, p_bias, p_shift, p_gain, depth, rows, 1, FLAGS[0], WARPS[0])

@@ -13,21 +13,14 @@ from mobiquant_core.token_scores import leading_depths, non_increasing
 
 def _routers():
     generator = torch.Generator().manual_seed(0)
-    routers = {
-        "mlp": MlpRouter(172, 3, 3, 16),
-        "mlp behind a norm": MlpRouter(172, 3, 3, 16, sized=False),
-        "sketch": SketchRouter(172, 3, 3),
-    }
-    for router in routers.values():
+    mlp, sketch = MlpRouter(172, 3, 3, 16), SketchRouter(172, 3, 3)
+    for router in (mlp, sketch):
         for parameter in router.parameters():
             parameter.data = torch.rand(parameter.shape, generator=generator).half().float()
-    return routers
+    return {"mlp": mlp, "sketch": sketch}
 
 
-KINDS = list(_routers())
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["mlp", "sketch"])
 def test_scores_never_rise_over_slices(kind):
     x = torch.randn(50, 172, generator=torch.Generator().manual_seed(1))
     scores = _routers()[kind](x)
@@ -35,7 +28,7 @@ def test_scores_never_rise_over_slices(kind):
     assert (scores.diff(dim=-1) <= 0).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["mlp", "sketch"])
 @pytest.mark.parametrize("scale", [0.0, 1e-4, 1e4])
 def test_scores_stay_finite_for_extreme_inputs(kind, scale):
     x = torch.ones(2, 172) * scale
@@ -43,11 +36,11 @@ def test_scores_stay_finite_for_extreme_inputs(kind, scale):
     assert torch.isfinite(_routers()[kind](x.bfloat16())).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["mlp", "sketch"])
 def test_router_comes_back_from_half_precision_parameters(kind):
     router = _routers()[kind]
     state = {name: value.half() for name, value in router.state_dict().items()}
-    again = router_from_state(kind.split()[0], state, heads=3, extra=3)
+    again = router_from_state(kind, state, heads=3, extra=3)
     x = torch.randn(4, 172, generator=torch.Generator().manual_seed(1))
     assert torch.equal(again(x), router(x))
 
@@ -57,15 +50,6 @@ def test_parameters_that_do_not_fit_are_refused(kind, heads):
     state = _routers().get(kind, _routers()["mlp"]).state_dict()
     with pytest.raises(CheckpointError):
         router_from_state(kind, state, heads, 3)
-
-
-def test_only_where_length_counts_does_a_direction_alone_give_the_scores():
-    x = torch.randn(5, 172)
-    routers = _routers()
-    without = routers["mlp"]
-    without.size.data.zero_()
-    assert torch.allclose(without(x), without(3 * x), atol=1e-4)
-    assert not torch.allclose(routers["mlp behind a norm"](x), routers["mlp behind a norm"](3 * x), atol=1e-2)
 
 
 def test_missing_parameters_are_refused():
@@ -79,10 +63,10 @@ def test_log_gain_survives_slices_that_gain_nothing():
     assert (scores.diff(dim=-1) <= 0).all()
 
 
-def _fitted(sized=True):
+def _fitted():
     """A router with parameters of every sign."""
     torch.manual_seed(3)
-    router = MlpRouter(172, 3, 3, 16, sized=sized).requires_grad_(False)
+    router = MlpRouter(172, 3, 3, 16).requires_grad_(False)
     for parameter in router.parameters():
         parameter.copy_(torch.randn_like(parameter))
     return router
@@ -92,15 +76,11 @@ def _alone(router, x):
     return torch.from_numpy(np.stack([non_increasing([router.token_scorer(row)], 3) for row in x]))
 
 
-@pytest.mark.parametrize("sized", [True, False])
-def test_a_single_token_scores_as_it_does_in_a_batch(sized):
-    router = _fitted(sized)
+def test_a_single_token_scores_as_it_does_in_a_batch():
+    router = _fitted()
     x = torch.randn(9, 172) * torch.logspace(-3, 3, 9)[:, None]
     x = torch.cat([x, torch.zeros(1, 172)])
-    expected = router(x)
-    # Sums of large terms that cancel are only as exact as the terms.
-    rounding = 1e-6 * x.norm(dim=-1).clamp_min(1.0)[:, None, None] * (1.0 if sized else 20.0)
-    assert ((_alone(router, x) - expected).abs() <= 1e-5 + 1e-5 * expected.abs() + rounding).all()
+    assert torch.allclose(_alone(router, x), router(x), rtol=1e-5, atol=1e-5)
 
 
 def test_leading_depths_are_those_of_scores_made_non_increasing():

@@ -80,14 +80,9 @@ def quantized_with_routers(make: Callable[[], PreTrainedModel], device: str, kin
     quantized = quantize_model(model, MobiQuantConfig())
     for site in quantized.sites:
         width, heads = site.linears[0].in_features, len(site.linears)
-        sized = site.name in ("attention_output", "mlp_output")
-        router = MlpRouter(width, heads, 3, sized=sized) if kind == "mlp" else SketchRouter(width, heads, 3)
-        router = router.to(device).requires_grad_(False)
+        router = (MlpRouter if kind == "mlp" else SketchRouter)(width, heads, 3).to(device).requires_grad_(False)
         for parameter in router.parameters():
             torch.nn.init.normal_(parameter, std=0.5)
-        if kind == "mlp":
-            # Scores on either side of a limit about 0, so that all depths come up.
-            router.base.add_(torch.tensor([1.5, 0.0, -1.5], device=device).repeat(heads))
         object.__setattr__(site, "router", router)
     if kind == "sketch":
         make_sketches_fit(quantized)
