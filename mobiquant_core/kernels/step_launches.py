@@ -32,8 +32,8 @@ class AttentionTiles:
     """Positions of a block, where 128 dims are stored in 16 bits: larger heads take smaller blocks."""
     held: int = 1
     """Blocks that a program reads before the newest token's numbers are there; each takes 64 KiB of its SM."""
-    each: int = 2
-    """Blocks that a program takes before a second one helps: adding up costs about as much as another block."""
+    each: int = 1
+    """Blocks that a program takes before a second one helps."""
     warps: int = 8
 
     def block(self, cache: Tensor) -> int:
@@ -146,6 +146,8 @@ def attend(
     """
     direction, split, parts, hidden, sketch = prepared
     tiles = TILES
+    # What is kept in 32 bits has nothing to be rounded to.
+    exact = exact or cache[0].dtype == torch.float32
     planes, ranges, lines = None, None, 0
     if later is not None:
         planes, ranges = later[0].planes, later[0].ranges
