@@ -23,9 +23,6 @@ from mobiquant_core.demo_model.corpus import TRAINING_SHARDS, data_folder, split
 CALIBRATION_TOKENS = {"wikipedia": 2_300_000, "books": 900_000, "tinystories": 400_000}
 HELD_OUT_TOKENS = 60_000
 SYNTHETIC_TOKENS = 250_000
-CODE_TOKENS = 120_000
-CODE_FOLDERS = ("asyncio", "email", "http", "logging", "unittest", "xml")
-"""Program text of the calibration; tests read single files, and headers in a language that calibration never saw."""
 CODE_FILES = ("argparse", "ast", "calendar", "dataclasses", "difflib", "enum", "fractions", "heapq", "random")
 
 
@@ -70,10 +67,11 @@ def speech(texts: Iterable[str]) -> Iterable[str]:
         yield "\n".join(lines)
 
 
-def code(paths: Iterable[Path]) -> Iterable[str]:
-    """Source files of the running interpreter."""
-    for path in paths:
-        yield path.read_text(encoding="utf-8", errors="replace")
+def code() -> Iterable[str]:
+    """Python source of the running interpreter's standard library."""
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    for name in CODE_FILES:
+        yield (folder / f"{name}.py").read_text(encoding="utf-8")
 
 
 def write_tokens(tokenizer: PreTrainedTokenizerFast, out: Path) -> dict[str, int]:
@@ -87,11 +85,7 @@ def write_tokens(tokenizer: PreTrainedTokenizerFast, out: Path) -> dict[str, int
     words = re.findall("[A-Za-z]{3,}", next(iter(documents("books", False))))
     sets["calibration-synthetic"] = tokens_of(tokenizer, synthetic(words), SYNTHETIC_TOKENS)
     sets["test-dialogue"] = tokens_of(tokenizer, speech(documents("books", True)), HELD_OUT_TOKENS)
-    library, headers = (Path(sysconfig.get_paths()[name]) for name in ("stdlib", "include"))
-    folders = (path for folder in CODE_FOLDERS for path in sorted((library / folder).rglob("*.py")))
-    sets["calibration-code"] = tokens_of(tokenizer, code(folders), CODE_TOKENS)
-    sets["test-code"] = tokens_of(tokenizer, code(library / f"{name}.py" for name in CODE_FILES), HELD_OUT_TOKENS)
-    sets["test-headers"] = tokens_of(tokenizer, code(sorted(headers.glob("*.h"))), HELD_OUT_TOKENS)
+    sets["test-code"] = tokens_of(tokenizer, code(), HELD_OUT_TOKENS)
     text = (data / "wikitext2-test.raw.txt").read_text(encoding="utf-8")
     sets["test-wikitext2"] = tokens_of(tokenizer, [text], 10**7)[:-1]
     np.savez_compressed(out / "tokens.npz", **sets)  # pyright: ignore[reportArgumentType]
