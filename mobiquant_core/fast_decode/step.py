@@ -105,9 +105,7 @@ class Buffers:
 class Step:
     """The launches of one token. `run` may be captured in a graph.
 
-    `dependent` lets every kernel start while the one before it ends; `asm=False` runs the plain Triton twins. `ahead`
-    is how many bytes of the next gate and up planes attention asks for where kernels overlap, by default what
-    tuning.py says.
+    `dependent` lets every kernel start while the one before it ends; `asm=False` runs the plain Triton twins.
     """
 
     def __init__(
@@ -119,7 +117,6 @@ class Step:
         dependent: bool = True,
         asm: bool = True,
         tuning: dict[tuple[int, int], Tuning] | None = None,
-        ahead: int | None = None,
         record_residuals: bool = False,
     ) -> None:
         shape = weights.shape
@@ -127,7 +124,7 @@ class Step:
         # Only cards from compute capability 9.0 know launches that overlap.
         overlap = torch.cuda.is_available() and torch.cuda.get_device_capability(weights.embedding.device) >= (9, 0)
         self.dependent, self.asm, self.tuning = dependent and overlap, asm, tuning or {}
-        self.ahead = ahead_for(weights.embedding.device) if ahead is None else ahead
+        self.ahead = ahead_for(weights.embedding.device)
         self.sizes = AttentionSizes(shape.heads, shape.kv_heads, shape.head_dim, shape.window, shape.norm_eps)
         self.buffers = Buffers.empty(weights, self.sizes, room, dtype, record_residuals)
 

@@ -36,7 +36,7 @@ def _turn(p_cos, DIM: tl.constexpr):
 
 @triton.jit
 def _block(p_k, p_v, i_block, position, oldest, SIZES: tl.constexpr):
-    """Keys [dims, positions] and values [positions, dims] of a block's older positions, and which those are."""
+    """Keys [dims, positions] and values [positions, dims] of a block's older positions."""
     i_dim = tl.arange(0, SIZES[0])
     i_position = i_block * SIZES[3] + tl.arange(0, SIZES[3])
     m_position = (i_position < position) & (i_position >= oldest)
@@ -211,9 +211,10 @@ def _splits_for(position, oldest, SIZES: tl.constexpr):
 def _held_blocks(p_k, p_v, i_split, splits, position, oldest, SIZES: tl.constexpr):
     """This program's first blocks: ((keys, values), ...); those beyond the last are empty."""
     HELD: tl.constexpr = SIZES[6]
+    first, _ = _blocks(position, oldest, SIZES)
     held = ()
     for block in tl.static_range(HELD):
-        i_block = oldest // SIZES[3] + i_split + block * splits
+        i_block = first + i_split + block * splits
         held = held + (_block(p_k, p_v, i_block, position, oldest, SIZES),)  # noqa: RUF005
     return held
 
@@ -249,7 +250,7 @@ def _attend(
     TYPE: tl.constexpr = tl.float32 if FLAGS[1] else p_k.dtype.element_ty
     b_q = _heads(p_qkv, i_head * SIZES[1] + i_row, i_row < SIZES[1], qnorm, turn, FLAGS[4], SIZES[0]) * FLAGS[3]
     if not FLAGS[1]:
-        b_q = rounded16(b_q, TYPE, True)
+        b_q = rounded16(b_q, TYPE)
     state = _newest(p_qkv, b_q, knorm, turn, p_k, p_v, heads + i_head, heads + kv_heads + i_head, position,
                     i_split == 0, FLAGS[4], SIZES, TYPE)  # fmt: skip
     state = _scan(state, b_q, held, p_k, p_v, i_split, splits, position, oldest, SIZES, TYPE)

@@ -191,11 +191,9 @@ def pair16(b_first, b_second, DTYPE: tl.constexpr, ASM: tl.constexpr):
 
 
 @triton.jit
-def rounded16(b_x, DTYPE: tl.constexpr, ASM: tl.constexpr):
+def rounded16(b_x, DTYPE: tl.constexpr):
     """fp32 rounded to a 16-bit type here and now: the compiler neither repeats what made it nor moves it elsewhere."""
-    if not ASM:
-        return b_x.to(DTYPE)
-    elif tl.bfloat16 == DTYPE:
+    if tl.bfloat16 == DTYPE:
         return tl.inline_asm_elementwise(
             "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [b_x], dtype=tl.bfloat16, is_pure=False, pack=2
         )

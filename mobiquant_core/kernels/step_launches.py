@@ -20,28 +20,14 @@ CANDIDATES = 64
 SPLITS = 16
 """Programs that share the positions of a key-value head."""
 MOST_PARTS = 64
+_POSITIONS = 128
+"""Positions of a block of attention, where 128 dims are stored in 16 bits: larger heads take smaller blocks."""
+_HELD = 1
+"""Blocks that a program reads before the newest token's numbers are there; each takes 64 KiB of its SM."""
+_EACH = 1
+"""Blocks that a program takes before a second one helps."""
 _LINE_BYTES = 128
 _BLOCK = 1024
-
-
-@dataclass(frozen=True)
-class AttentionTiles:
-    """How attention's programs walk over the positions."""
-
-    positions: int = 128
-    """Positions of a block, where 128 dims are stored in 16 bits: larger heads take smaller blocks."""
-    held: int = 1
-    """Blocks that a program reads before the newest token's numbers are there; each takes 64 KiB of its SM."""
-    each: int = 1
-    """Blocks that a program takes before a second one helps."""
-    warps: int = 8
-
-    def block(self, cache: Tensor) -> int:
-        """Positions of a block of this cache."""
-        return max(16, min(self.positions, self.positions * 256 // (cache.shape[-1] * cache.element_size())))
-
-
-TILES = AttentionTiles()
 
 
 @dataclass(frozen=True)
@@ -145,9 +131,9 @@ def attend(
     overlap.
     """
     direction, split, parts, hidden, sketch = prepared
-    tiles = TILES
     # What is kept in 32 bits has nothing to be rounded to.
     exact = exact or cache[0].dtype == torch.float32
+    block = max(16, min(_POSITIONS, _POSITIONS * 256 // (sizes.head_dim * cache[0].element_size())))
     planes, ranges, lines = None, None, 0
     if later is not None:
         planes, ranges = later[0].planes, later[0].ranges
@@ -155,10 +141,9 @@ def attend(
     attention_kernel[(sizes.kv_heads, SPLITS)](
         qkv, *cache, rotary, *norms, position, *scratch, out, direction, split.bytes, split.scales, parts,
         planes, ranges, sizes.heads, sizes.kv_heads, cache[0].shape[1], lines,
-        SIZES=(sizes.head_dim, sizes.share, sizes.rows, tiles.block(cache[0]), SPLITS, sizes.window, tiles.held,
-               tiles.each),
+        SIZES=(sizes.head_dim, sizes.share, sizes.rows, block, SPLITS, sizes.window, _HELD, _EACH),
         FLAGS=(dependent, exact, hidden, math.log2(math.e) * sizes.head_dim**-0.5, sizes.norm_eps, sketch),
-        num_warps=tiles.warps, launch_pdl=dependent,
+        num_warps=8, launch_pdl=dependent,
     )  # fmt: skip
 
 

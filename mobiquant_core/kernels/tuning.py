@@ -46,14 +46,14 @@ _OF_ONE: dict[tuple[int, int], Tuning] = {
 _SPLITS_OF_SEVERAL: dict[tuple[int, int], int] = {(6144, 32): 4, (4096, 32): 8, (28672, 32): 2, (4096, 112): 8}
 """(rows, groups): warps of a tile that won at 8 and 16 tokens of mixed depths on an H100; an H200 has the same chip."""
 _HOPPER = ("NVIDIA H100 80GB HBM3", "NVIDIA H200")
-_AHEAD = dict.fromkeys(_HOPPER, 8 * 2**20)
+_AHEAD = 8 * 2**20
 """Bytes of the next gate and up planes that attention asks for in a decode step: what won of 0, 8, 16 and 28 MiB on an
 H200."""
 
 
 def ahead_for(device: torch.device) -> int:
-    """The table's bytes; none on a card that is not listed, whose L2 cache may be too small to keep them."""
-    return _AHEAD.get(_card(device)[0], 0) if device.type == "cuda" else 0
+    """Those bytes; none on a card that was not measured, whose L2 cache may be too small to keep them."""
+    return _AHEAD if device.type == "cuda" and _card(device)[0] in _HOPPER else 0
 
 
 def tuning_for(rows: int, groups: int, tokens: int, device: torch.device) -> Tuning:

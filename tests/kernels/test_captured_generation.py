@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_step import head_of, llama, llama_with_fused_output, quantized_with_routers, qwen3
+from test_step import llama, llama_with_fused_output, predict_alike, quantized_with_routers, qwen3
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel, Qwen2Config
 
 from mobiquant_core.convert import QuantizedModel
@@ -57,7 +57,7 @@ def _mixed_planes(x, packed, depths, bias=None, shift=None, gain=None) -> torch.
 def _session(quantized: QuantizedModel, room: int) -> Session:
     """As `build_session`, with the modules predicting as the step does from then on."""
     session = build_session(quantized, room)
-    quantized.model.get_output_embeddings().weight.copy_(head_of(session.step.weights.head.weight))
+    predict_alike(quantized, session.step.weights)
     return session
 
 

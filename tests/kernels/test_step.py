@@ -55,19 +55,23 @@ MASSIVE = 3
 """A channel that some norms make this much larger than the others, near its mean in every token."""
 
 
-def head_of(packed: PackedWeight, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    """A head's planes as the dense matrix they stand for."""
-    dense = reference.dequantize(*unpack(packed), packed.slices, (2, 4, 6, 8), dtype)
+def head_of(packed: PackedWeight) -> torch.Tensor:
+    """A head's planes as the dense matrix they stand for, in float64."""
+    dense = reference.dequantize(*unpack(packed), packed.slices, (2, 4, 6, 8), torch.float64)
     return dense[:, : packed.in_features]
 
 
 def weights_of(quantized: QuantizedModel, room: int) -> StepWeights:
     """The step's weights; from then on the modules predict with the very head that the step reads."""
     weights = step_weights(quantized, room)
-    if isinstance(weights.head.weight, PackedWeight):
-        head = quantized.model.get_output_embeddings().weight
-        head.copy_(head_of(weights.head.weight, head.dtype))
+    predict_alike(quantized, weights)
     return weights
+
+
+def predict_alike(quantized: QuantizedModel, weights: StepWeights) -> None:
+    """Gives the modules the values of the head's planes."""
+    if isinstance(weights.head.weight, PackedWeight):
+        quantized.model.get_output_embeddings().weight.copy_(head_of(weights.head.weight))
 
 
 def quantized_with_routers(make: Callable[[], PreTrainedModel], device: str, kind: str = "mlp") -> QuantizedModel:
