@@ -64,7 +64,7 @@ POLICY_BUDGETS = {
 }
 QUICK_BUDGETS = {"router": (2.5, 3.0, 3.5, 4.0, 6.0), "layer": (2.5, 3.0, 4.0)}
 DOMAIN_BUDGETS = {"router": (2.5, 3.0, 4.0), "layer": (2.5, 3.0, 4.0), "random": (2.5, 3.0)}
-DOMAINS = ("wikipedia", "books", "tinystories", "dialogue", "code")
+DOMAINS = ("wikipedia", "books", "tinystories", "dialogue", "code", "headers")
 RIVAL_WINDOWS = 8
 """Calibration windows on which the thresholds of `norm` and `oracle` are measured."""
 
@@ -96,6 +96,7 @@ class Study:
         mixed = torch.cat(parts)
         order = torch.randperm(len(mixed), generator=torch.Generator().manual_seed(0))
         self.calibration = mixed[order].to(self.device)
+        self.other = self.windows(text["other-code"], arguments.window)
         self.tests = {
             name.removeprefix("test-"): self.windows(ids, arguments.test_window)[: arguments.limit].to(self.device)
             for name, ids in text.items()
@@ -166,7 +167,7 @@ class Study:
         self.short(f"{name}: block by block in {blockwise_seconds:.1f}s", student)
         if config.depths > 1:
             attach_routers(student, measure_layer_scores(student, self.calibration[: settings.measure_windows]))
-        trainer = EndToEnd(student, settings.end_to_end)
+        trainer = EndToEnd(student, settings.end_to_end, self.other)
         settle = trainer.settle
 
         def noted(batch: Tensor) -> None:
@@ -221,7 +222,9 @@ class Study:
             return
         student.run.compute = torch.float32
         sample = self.calibration[-16 if not self.arguments.smoke else -2 :]
+        begin = time.monotonic()
         found = student_calibration(student, self.calibration[-64 if not self.arguments.smoke else -4 :])
+        self.results["fits"][name]["artefact_seconds"] = time.monotonic() - begin
         save_calibration(found, self.out / f"{name}.safetensors")
         if whole:
             self.save_state(student, name)
@@ -244,9 +247,11 @@ class Study:
 
     def complete(self, name: str, found: Calibration) -> None:
         """The rivals' thresholds, on the model as it will run, and where the artefact comes from; saved again."""
+        begin, fit = time.monotonic(), self.results["fits"][name]
         quantized = quantize_model(copy.deepcopy(self.model), found.config, found, keep_originals=True)
         measure_thresholds(quantized, self.calibration[:RIVAL_WINDOWS], lambda _: None, ("norm", "oracle"))
-        fit = self.results["fits"][name]
+        fit["rivals_seconds"] = time.monotonic() - begin
+        self.note(f"artefact {fit['artefact_seconds']:.1f}s, rivals' thresholds {fit['rivals_seconds']:.1f}s")
         found.provenance |= {
             "effort": "full",
             "seconds": f"{fit['seconds']:.0f}",
@@ -254,7 +259,8 @@ class Study:
             "torch": torch.__version__,
             "date": datetime.date.today().isoformat(),
             "command": f"python -m benchmarks.calibration_study {' '.join(sys.argv[1:])}",
-            "text": f"{len(self.calibration)} windows of {self.calibration.shape[1]} tokens, made by study_data",
+            "text": f"{len(self.calibration)} windows of {self.calibration.shape[1]} tokens, made by study_data; "
+            f"in routed steps also {len(self.other)} of program text",
             "end_to_end_steps": str(fit["steps"]),
             "final_kl": f"{fit['final_kl']:.4f}",
         }

@@ -122,7 +122,7 @@ def page(study: dict, source: str) -> str:
         bars.append(["elastic model at 4.0 bits", _cell(router.get(4.0))])
         parts += ["## Outlier migration: calibrated at one width, run at another\n", table(["run", "ratio"], bars)]
         parts.append(BARS.format(**study["bars_run"]))
-    domains = [key for key in ("wikipedia", "books", "tinystories", "dialogue", "code") if key in figures]
+    domains = [key for key in ("wikipedia", "books", "tinystories", "dialogue", "code", "headers") if key in figures]
     parts.append("## Text unlike the calibration text (router's measured bits in brackets)\n")
     parts.append(domain_table(figures, domains))
     if "tasks" in figures:

@@ -18,12 +18,15 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from mobiquant_core.calibrate.program_text import program_text, sources
 from mobiquant_core.demo_model.corpus import TRAINING_SHARDS, data_folder, split_documents
 
 CALIBRATION_TOKENS = {"wikipedia": 2_300_000, "books": 900_000, "tinystories": 400_000}
 HELD_OUT_TOKENS = 60_000
 SYNTHETIC_TOKENS = 250_000
+CODE_TOKENS = 120_000
 CODE_FILES = ("argparse", "ast", "calendar", "dataclasses", "difflib", "enum", "fractions", "heapq", "random")
+"""Program text of the tests, none of it calibration's; the headers are in a language that calibration never sees."""
 
 
 def tokens_of(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], limit: int) -> np.ndarray:
@@ -67,13 +70,6 @@ def speech(texts: Iterable[str]) -> Iterable[str]:
         yield "\n".join(lines)
 
 
-def code() -> Iterable[str]:
-    """Python source of the running interpreter's standard library."""
-    folder = Path(sysconfig.get_paths()["stdlib"])
-    for name in CODE_FILES:
-        yield (folder / f"{name}.py").read_text(encoding="utf-8")
-
-
 def write_tokens(tokenizer: PreTrainedTokenizerFast, out: Path) -> dict[str, int]:
     data = data_folder()
     sets: dict[str, np.ndarray] = {}
@@ -85,7 +81,10 @@ def write_tokens(tokenizer: PreTrainedTokenizerFast, out: Path) -> dict[str, int
     words = re.findall("[A-Za-z]{3,}", next(iter(documents("books", False))))
     sets["calibration-synthetic"] = tokens_of(tokenizer, synthetic(words), SYNTHETIC_TOKENS)
     sets["test-dialogue"] = tokens_of(tokenizer, speech(documents("books", True)), HELD_OUT_TOKENS)
-    sets["test-code"] = tokens_of(tokenizer, code(), HELD_OUT_TOKENS)
+    library, headers = (Path(sysconfig.get_paths()[name]) for name in ("stdlib", "include"))
+    sets["other-code"] = tokens_of(tokenizer, program_text(), CODE_TOKENS)
+    sets["test-code"] = tokens_of(tokenizer, sources(library / f"{name}.py" for name in CODE_FILES), HELD_OUT_TOKENS)
+    sets["test-headers"] = tokens_of(tokenizer, sources(sorted(headers.glob("*.h"))), HELD_OUT_TOKENS)
     text = (data / "wikitext2-test.raw.txt").read_text(encoding="utf-8")
     sets["test-wikitext2"] = tokens_of(tokenizer, [text], 10**7)[:-1]
     np.savez_compressed(out / "tokens.npz", **sets)  # pyright: ignore[reportArgumentType]

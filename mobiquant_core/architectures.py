@@ -18,6 +18,9 @@ class Site:
     """The submodule of the decoder layer that owns the projections."""
     norm: str | None
     """The norm of the decoder layer whose output they read, where there is one to fold a scale into."""
+    leader: str | None = None
+    """The site just before whose trained router also decides about these projections: a norm's output tells as much as
+    what they read themselves, and a token is scored half as often."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,16 @@ class Architecture:
     layers: str
     sites: tuple[Site, ...]
 
+    def heads(self, site: Site) -> int:
+        """Projections that a trained router of `site` decides about: its own and, without a gap, its followers'."""
+        return sum(len(other.projections) for other in self.sites if other is site or other.leader == site.name)
+
 
 _GATED_SITES = (
     Site("attention_input", ("q_proj", "k_proj", "v_proj"), "self_attn", "input_layernorm"),
-    Site("attention_output", ("o_proj",), "self_attn", None),
+    Site("attention_output", ("o_proj",), "self_attn", None, "attention_input"),
     Site("mlp_input", ("gate_proj", "up_proj"), "mlp", "post_attention_layernorm"),
-    Site("mlp_output", ("down_proj",), "mlp", None),
+    Site("mlp_output", ("down_proj",), "mlp", None, "mlp_input"),
 )
 PROJECTIONS = tuple(projection for site in _GATED_SITES for projection in site.projections)
 SUPPORTED = {

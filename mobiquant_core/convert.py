@@ -134,6 +134,7 @@ class QuantizedModel:
 
     def _build_sites(self) -> Iterator[RuntimeSite]:
         index = 0
+        made: dict[str, RuntimeSite] = {}
         for layer, site, block in walk_sites(self.model, self.architecture):
             parent = block.get_submodule(site.parent)
             linears = tuple(parent.get_submodule(name) for name in site.projections)
@@ -145,14 +146,22 @@ class QuantizedModel:
                     )
                 linear.index, linear.layer, linear.projection, linear.cache = index, layer, projection, self.cache
                 index += 1
-            yield RuntimeSite(layer, site.name, linears, self._router(layer, site, linears))  # type: ignore[arg-type]
+            device = next(linears[0].parameters()).device
+            router, leader = self._router(layer, site, device), made.get(site.leader or "")
+            if router is not None or leader is None or leader.router is None:
+                leader = None
+            made[site.name] = RuntimeSite(layer, site.name, linears, router, leader)  # type: ignore[arg-type]
+            yield made[site.name]
 
-    def _router(self, layer: int, site: Site, linears: tuple[nn.Module, ...]) -> nn.Module | None:
-        if self.calibration is None or self.calibration.router_kind == "none" or self.config.depths == 1:
+    def _router(self, layer: int, site: Site, device: torch.device) -> nn.Module | None:
+        kind = "none" if self.calibration is None else self.calibration.router_kind
+        if self.calibration is None or kind == "none" or self.config.depths == 1:
             return None
+        if kind == "mlp" and site.leader is not None:
+            return None
+        heads = self.architecture.heads(site) if kind == "mlp" else len(site.projections)
         state = self.calibration.router_state(site_name(layer, site))
-        router = router_from_state(self.calibration.router_kind, state, len(linears), self.config.depths - 1)
-        return router.to(next(linears[0].parameters()).device)
+        return router_from_state(kind, state, heads, self.config.depths - 1).to(device)
 
 
 def quantize_model(

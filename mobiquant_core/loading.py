@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from mobiquant_core import hub
 from mobiquant_core.calibrate import calibrate
+from mobiquant_core.calibrate.program_text import program_text
 from mobiquant_core.calibration import FORMAT_VERSION, Calibration, load_calibration, save_calibration
 from mobiquant_core.checkpoint import check_values, verify_checkpoint
 from mobiquant_core.convert import QuantizedModel, quantize_model
@@ -29,6 +30,7 @@ Progress = Callable[[str, float], None]
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 DEMO_MODEL = ASSETS / "demo_model"
 CALIBRATION_TEXT = ASSETS / "calibration" / "text.txt"
+PROGRAM_CHARACTERS = 400_000
 CALIBRATION_WINDOW = 256
 CALIBRATION_WINDOWS = 16
 _SAMPLES_PER_FILE, _SAMPLE_BYTES = 64, 65_536
@@ -142,6 +144,12 @@ def calibration_windows(
         raise UnsupportedModelError("The calibration text is too short. Give a text of some thousand words.")
     picks = torch.linspace(0, len(windows) - 1, min(count, len(windows))).round().long()
     return windows[picks]
+
+
+def program_windows(tokenizer: object, vocabulary: int) -> torch.Tensor | None:
+    """Windows of program text, None on a machine that has none."""
+    text = "\n".join(program_text())[:PROGRAM_CHARACTERS]
+    return calibration_windows(tokenizer, text, vocabulary, 2 * CALIBRATION_WINDOWS) if text else None
 
 
 def bundled_text() -> str:

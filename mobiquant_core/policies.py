@@ -59,6 +59,7 @@ def layer_quantiles(layer_scores: Float[Tensor, "linears extra"]) -> Float[Tenso
 class RouterPolicy:
     name: str = "router"
     reads_input: bool = True
+    leads: bool = True
 
     def scores(self, site: RuntimeSite, x: Float[Tensor, "tokens in_features"]) -> Float[Tensor, "tokens heads extra"]:
         if site.router is None:
@@ -119,6 +120,7 @@ class NormPolicy:
     extra: int
     name: str = "norm"
     reads_input: bool = True
+    leads: bool = False
 
     def scores(self, site: RuntimeSite, x: Float[Tensor, "tokens in_features"]) -> Float[Tensor, "tokens heads extra"]:
         quantiles = self.norm_quantiles[site.first].to(x.device)
@@ -138,6 +140,7 @@ class OraclePolicy:
     originals: tuple[Float[Tensor, "_ _"], ...] | None
     name: str = "oracle"
     reads_input: bool = True
+    leads: bool = False
 
     def scores(self, site: RuntimeSite, x: Float[Tensor, "tokens in_features"]) -> Float[Tensor, "tokens heads extra"]:
         return torch.stack([self._linear_scores(site, head, x) for head in range(len(site.linears))], dim=1)

@@ -1,4 +1,4 @@
-"""Routers: from the input of a site to the scores of its residual slices.
+"""Routers: from the input of a site to the scores of its residual slices, and of sites that it leads.
 
 A score is the log of the expected loss reduction per weight read, so one threshold compares all layers.
 It knows neither thresholds nor budgets; calibration fits the parameters.
@@ -57,13 +57,13 @@ class SketchRouter(nn.Module):
 
 
 class MlpRouter(nn.Module):
-    """The two-layer perceptron: direction, length and peak of the input to scores."""
+    """The two-layer perceptron: direction and length of the input to scores."""
 
     def __init__(self, in_features: int, heads: int, extra: int, hidden: int = 16) -> None:
         super().__init__()
         self.heads, self.extra = heads, extra
         self.direction = nn.Parameter(torch.randn(hidden, in_features) / math.sqrt(in_features))
-        self.size = nn.Parameter(torch.zeros(hidden, 2))
+        self.size = nn.Parameter(torch.zeros(hidden))
         self.hidden_bias = nn.Parameter(torch.zeros(hidden))
         self.output = nn.Parameter(torch.zeros(heads * extra, hidden))
         self.base = nn.Parameter(torch.zeros(heads * extra))
@@ -95,11 +95,9 @@ class MlpRouter(nn.Module):
     def forward(self, x: Float[Tensor, "tokens in_features"]) -> Float[Tensor, "tokens heads extra"]:
         x = x.float()
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-6)
-        peak = torch.linalg.vector_norm(x, ord=math.inf, dim=-1, keepdim=True).clamp_min(1e-6)
-        sizes = torch.cat([length, peak], dim=-1).log()
         # The product with the raw input is rescaled afterwards: cheaper than normalizing every channel first.
         direction = F.linear(x, self.direction) * (math.sqrt(x.shape[-1]) / length)
-        hidden = F.silu(direction + F.linear(sizes, self.size, self.hidden_bias))
+        hidden = F.relu(direction + length.log() * self.size + self.hidden_bias)
         scores = F.linear(hidden, self.output, self.base)
         return running_minimum(scores.view(-1, self.heads, self.extra))
 

@@ -35,6 +35,8 @@ class RuntimeSite:
     name: str
     linears: tuple[MobiLinear, ...]
     router: nn.Module | None
+    leader: RuntimeSite | None = None
+    """The site before whose router decides about these linears too, where they have none of their own."""
 
     @cached_property
     def first(self) -> int:
@@ -42,9 +44,10 @@ class RuntimeSite:
         return self.linears[0].index
 
     @cached_property
-    def heads(self) -> slice:
-        """Where its linears stand among all."""
-        return slice(self.first, self.first + len(self.linears))
+    def decided(self) -> slice:
+        """Where the linears that its router decides about stand among all: its own, and those of sites it leads."""
+        count = len(self.linears) if self.router is None else self.router.heads
+        return slice(self.first, self.first + int(count))  # type: ignore[arg-type]
 
 
 @runtime_checkable
@@ -55,6 +58,10 @@ class InputPolicy(Protocol):
     def name(self) -> str: ...
     @property
     def reads_input(self) -> bool: ...
+    @property
+    def leads(self) -> bool:
+        """Whether the scores of a leader's input hold for the sites behind it as well."""
+        ...
 
     def scores(
         self, site: RuntimeSite, x: Float[Tensor, "tokens in_features"]
@@ -78,6 +85,11 @@ class PositionPolicy(Protocol):
     def reads_input(self) -> bool: ...
 
     def position_scores(self, positions: Tensor) -> Float[Tensor, "tokens linears extra"]: ...
+
+
+def reader(policy: InputPolicy, site: RuntimeSite) -> RuntimeSite:
+    """The site whose input decides about `site`: itself, or the one that leads it."""
+    return site if site.leader is None or not policy.leads else site.leader
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +153,8 @@ class Recorder:
 class RoutingPass:
     """One forward of the model under a plan: `with RoutingPass(sites, plan, position): model(...)`.
 
-    `sites` has one entry per linear index. Linears that share an input are scored once.
+    `sites` has one entry per linear index. Linears that share an input are scored once, and where a router leads
+    other sites, those take the depths it found at the same token.
     """
 
     def __init__(
@@ -175,8 +188,9 @@ class RoutingPass:
                 self._fixed = self._route_positions(x)
             chosen = self._fixed[linear.index]
             return chosen if isinstance(chosen, int) else chosen.to(x.device)
-        site = self._sites[linear.index]
-        if site is not self._site or x is not self._x:
+        own = self._sites[linear.index]
+        site = reader(self.plan.policy, own)  # type: ignore[arg-type]
+        if site is not self._site or (site is own and x is not self._x):
             self._route_site(site, x)
         return self._depths[linear.index - site.first]
 
@@ -197,7 +211,7 @@ class RoutingPass:
             self._recorder.add(site.first, scores, self._depths)
 
     def _route_token(self, site: RuntimeSite, scores: Float[np.ndarray, " scores"]) -> None:
-        depths = leading_depths(scores.tolist(), self.plan.threshold_list[site.heads])
+        depths = leading_depths(scores.tolist(), self.plan.threshold_list[site.decided])
         self._depths = depths
         if self._recorder is not None:
             self._recorder.add_token(site.first, scores, depths)

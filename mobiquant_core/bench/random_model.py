@@ -45,8 +45,10 @@ def _layer(shape: StepShape, index: int, dense: bool, router: bool) -> LayerWeig
     first, sites = 7 * index, []
     for sections, columns in sizes:
         weight = _matrix(sum(sections), columns) if dense else random_packed(sections, columns)
-        own_router = _router(columns, len(sections)) if router and not dense else None
-        sites.append(SiteWeights(weight, own_router, first))
+        # A router behind a norm decides for the linear after its site too.
+        routed, leads = router and not dense, len(sections) > 1
+        own_router = _router(columns, len(sections) + 1) if routed and leads else None
+        sites.append(SiteWeights(weight, own_router, first, followers=int(routed and leads), follows=routed > leads))
         first += len(sections)
     return LayerWeights(_ones(shape.hidden), _ones(shape.hidden), *sites)
 
@@ -66,7 +68,7 @@ def _router(columns: int, heads: int) -> RouterWeights:
         return torch.randn(*size, device="cuda")
 
     return pack_router(
-        draw(hidden, columns) / columns**0.5, draw(hidden, 2), draw(hidden), draw(scores, hidden), draw(scores), heads
+        draw(hidden, columns) / columns**0.5, draw(hidden), draw(hidden), draw(scores, hidden), draw(scores), heads
     )
 
 

@@ -28,8 +28,12 @@ def calibrate(
     effort: str = "fast",
     progress: Progress | None = None,
     resume_dir: Path | None = None,
+    other_windows: Int[Tensor, "windows tokens"] | None = None,
 ) -> Calibration:
-    """Fits a full-precision model, which is left as it was; every window starts with BOS."""
+    """Fits a full-precision model, which is left as it was; every window starts with BOS.
+
+    `other_windows`: text of another kind, as long, which the effort `full` shows to its routers alone.
+    """
     if token_windows.dim() != 2 or token_windows.shape[0] < 1 or token_windows.shape[1] < 8:
         raise PromptError(
             f"Calibration needs token windows of at least 8 tokens, not the shape {tuple(token_windows.shape)}. "
@@ -41,7 +45,7 @@ def calibrate(
         able = " or ".join(EFFORTS[effort])
         raise ConfigError(f"The effort {effort!r} cannot fit the router {router!r}. Choose {able}.")
     if effort == "full":
-        return calibrate_full(model, token_windows, config, None, progress or _ignore, resume_dir)
+        return calibrate_full(model, token_windows, config, None, progress or _ignore, resume_dir, other_windows)
     return calibrate_fast(model, token_windows, config, router, progress or _ignore)
 
 

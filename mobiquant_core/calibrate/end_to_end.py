@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mobiquant_core.calibrate import strange_text
 from mobiquant_core.calibrate.blockwise import parameter_groups, set_rates
 from mobiquant_core.calibrate.divergence import kl_per_window
 from mobiquant_core.calibrate.graphed import Replayed
@@ -63,19 +64,25 @@ class EndToEndSettings:
     """Windows are summed as KL ** exponent: below 1, so that generous budgets count beside scarce ones."""
     first_temperature: float = 1.0
     last_temperature: float = 0.3
-    noisy_windows: int = 2
-    """Windows of a step in which some tokens are replaced at random: gates must stay sane on text of any kind."""
-    noise: float = 0.25
+    strange_windows: int = 1
+    """Windows of a routed step that become each kind of strange text; twice as many give way to other text, where there
+    is some: routers must stay sane on text of any kind."""
     seconds: float | None = None
     """A time limit instead of `steps`: the schedule follows the clock."""
     seed: int = 0
 
 
 class EndToEnd:
-    """One run of the optimisation; `step` is public so that a clock or a test can drive it."""
+    """One run of the optimisation; `step` is public so that a clock or a test can drive it.
 
-    def __init__(self, student: Student, settings: EndToEndSettings) -> None:
+    `other`: windows of text of another kind, for routed steps alone.
+    """
+
+    def __init__(
+        self, student: Student, settings: EndToEndSettings, other: Int[Tensor, "windows tokens"] | None = None
+    ) -> None:
         self.student, self.settings = student, settings
+        self.other = None if other is None else other.cpu()
         self.device = student.linears[0].weight.device
         self.routed = student.config.depths > 1
         self.settled = not self.routed or settings.base_share == 0
@@ -156,7 +163,7 @@ class EndToEnd:
                 self.settings.lowest_windows,
             )
             thresholds = self.schedule.at(drawn.to(self.device))
-            batch = self._with_noise(batch)
+            batch = self._estranged(batch)
         divergence, scores, fitted, routed = self.gradients(batch, thresholds)
         if self.routed:
             self.schedule.update(scores)
@@ -198,18 +205,20 @@ class EndToEnd:
         self.optimizer.step()
         return divergence.clone()
 
-    def _with_noise(self, batch: Int[Tensor, "batch tokens"]) -> Int[Tensor, "batch tokens"]:
-        """Replaces some tokens of evenly spread windows; the first position stays, it begins every text."""
-        if self.settings.noisy_windows == 0 or len(batch) < 4 * self.settings.noisy_windows:
+    def _estranged(self, batch: Int[Tensor, "batch tokens"]) -> Int[Tensor, "batch tokens"]:
+        """Strange and other text in the place of some windows; those at both ends of the budgets stay."""
+        count, draw = self.settings.strange_windows, self.budgets
+        if count == 0 or len(batch) < 8 * count:
             return batch
-        drawn = torch.rand(batch.shape, generator=self.budgets)
-        drawn[:, 0] = 1.0
-        every = len(batch) // self.settings.noisy_windows
-        clean = torch.arange(len(batch)) % every != every // 2
-        drawn[clean] = 1.0
-        vocabulary = self.student.model.config.vocab_size
-        strange = torch.randint(2, vocabulary, batch.shape, generator=self.budgets)
-        return torch.where((drawn < self.settings.noise).to(batch.device), strange.to(batch.device), batch)
+        windows, vocabulary = batch.to("cpu", copy=True), self.student.model.config.vocab_size
+        places = 1 + torch.randperm(len(batch) - 2, generator=draw)[: 4 * count].view(4, count)
+        for place in places[0]:
+            windows[place] = strange_text.with_replaced(windows[place], vocabulary, draw)
+        for place in places[1]:
+            windows[place] = strange_text.enciphered(windows[place], draw)
+        if self.other is not None:
+            windows[places[2:].flatten()] = self.other[torch.randint(len(self.other), (2 * count,), generator=draw)]
+        return windows.to(batch.device)
 
     def _compute_gradients(
         self, batch: Tensor, thresholds: Tensor

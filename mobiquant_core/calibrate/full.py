@@ -106,8 +106,10 @@ def fit_student(
     settings: FullSettings,
     progress: ProgressCall | None = None,
     resume: Progress | None = None,
+    other: Int[Tensor, "windows tokens"] | None = None,
 ) -> float:
-    """Both stages in place; returns the last KL. The end-to-end stage starts routers at the layer policy."""
+    """Both stages in place; returns the last KL. The end-to-end stage starts routers at the layer policy, and shows
+    them `other` text as well."""
 
     def report(share_before: float, share: float) -> ProgressCall | None:
         if progress is None:
@@ -120,7 +122,7 @@ def fit_student(
         attach_routers(student, measure_layer_scores(student, windows[: settings.measure_windows]))
     if settings.end_to_end.steps == 0:
         return math.nan
-    trainer = EndToEnd(student, settings.end_to_end)
+    trainer = EndToEnd(student, settings.end_to_end, other)
     return trainer.run(windows, report(BLOCKWISE_SHARE, 0.95 - BLOCKWISE_SHARE))
 
 
@@ -131,6 +133,7 @@ def calibrate_full(
     settings: FullSettings | None = None,
     progress: ProgressCall | None = None,
     resume_dir: Path | None = None,
+    other: Int[Tensor, "windows tokens"] | None = None,
 ) -> Calibration:
     """Fits a calibration and leaves the model as it was."""
     device = next(model.parameters()).device
@@ -146,7 +149,7 @@ def calibrate_full(
     training = model.training
     student = prepare_student(model.eval(), config, windows, settings)
     try:
-        divergence = fit_student(student, windows, settings, progress, resume)
+        divergence = fit_student(student, windows, settings, progress, resume, other)
         found = student_calibration(student, windows[-settings.measure_windows :])
     finally:
         student.restore()

@@ -16,7 +16,7 @@ LARGEST_SHARE = 0.028
 
 def router_widths(student: Student, hidden: int = 16) -> dict[str, int]:
     """Hidden units per kind of site: `hidden`, less for the widest inputs until the share is met."""
-    first = [site for site in student.sites if site.layer == 0]
+    first = [site for site in student.sites if site.layer == 0 and site.leader is None]
     widths = {site.site.name: hidden for site in first}
     bits = student.config.total_bits + 32 / student.config.group_size
     layer_weights = sum(linear.weight.numel() for linear in student.linears_of(0))
@@ -32,16 +32,17 @@ def router_widths(student: Student, hidden: int = 16) -> dict[str, int]:
 
 
 def attach_routers(student: Student, layer_scores: Float[Tensor, "linears extra"], seed: int = 0) -> None:
-    """Gives every site a router that repeats the layer policy until it is trained."""
+    """Gives every site without a leader a router that repeats the layer policy until it is trained."""
     widths = router_widths(student)
     extra = student.config.depths - 1
     device = student.linears[0].weight.device
     torch.manual_seed(seed)
     for site in student.sites:
-        heads = len(site.site.projections)
-        router = MlpRouter(site.in_features, heads, extra, widths[site.site.name]).to(device)
+        if site.leader is not None:
+            continue
+        router = MlpRouter(site.in_features, site.heads, extra, widths[site.site.name]).to(device)
         with torch.no_grad():
-            scores = layer_scores[site.first_index : site.first_index + heads].to(device)
+            scores = layer_scores[site.first_index : site.first_index + site.heads].to(device)
             router.base.copy_(scores.flatten())
         site.router = router.requires_grad_(True)
 
@@ -55,5 +56,5 @@ def router_share(student: Student) -> float:
 
 
 def _parameters(site: FitSite, hidden: int, extra: int) -> int:
-    outputs = len(site.site.projections) * extra
-    return hidden * (site.in_features + 3 + outputs) + outputs
+    outputs = site.heads * extra
+    return hidden * (site.in_features + 2 + outputs) + outputs

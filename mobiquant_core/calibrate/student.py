@@ -60,11 +60,13 @@ class Pass:
 
 
 class FitSite:
-    """Linears that read one input: they share the input scale and the router."""
+    """Linears that read one input: they share the input scale and the router, their own or their leader's."""
 
-    def __init__(self, site: Site, layer: int, first_index: int, in_features: int) -> None:
+    def __init__(
+        self, site: Site, layer: int, first_index: int, in_features: int, heads: int, leader: "FitSite | None"
+    ) -> None:
         self.site, self.layer, self.first_index = site, layer, first_index
-        self.in_features = in_features
+        self.in_features, self.heads, self.leader = in_features, heads, leader
         self.router: nn.Module | None = None
         self.log_scale: nn.Parameter | None = None
 
@@ -167,7 +169,7 @@ class FitLinear(nn.Module):
 
     def _scores(self, x: Tensor) -> Float[Tensor, "batch tokens extra"]:
         run, first = self.run, self.site.first_index
-        if self.index == first:
+        if self.index == first and self.site.leader is None:
             # Scores read detached activations: what a gate does to later scores is noise, not a lesson.
             router = cast(nn.Module, self.site.router)
             every = router(x.detach().flatten(0, 1).float()).view(*x.shape[:2], -1, self.config.depths - 1)
@@ -219,14 +221,18 @@ class Student:
         self.sites: list[FitSite] = []
         self._plain: list[tuple[nn.Module, str, nn.Module]] = []
         model.requires_grad_(False)
+        architecture = architecture_of(model.config.model_type)
         for layer, block in enumerate(self.backbone.layers):
-            for site in architecture_of(model.config.model_type).sites:
-                self._replace(block, layer, site)
+            made: dict[str, FitSite] = {}
+            for site in architecture.sites:
+                leader = made[site.leader] if site.leader else None
+                made[site.name] = self._replace(block, layer, site, architecture.heads(site), leader)
 
-    def _replace(self, block: nn.Module, layer: int, site: Site) -> None:
+    def _replace(self, block: nn.Module, layer: int, site: Site, heads: int, leader: FitSite | None) -> FitSite:
         parent = block.get_submodule(site.parent)
         plain = [parent.get_submodule(name) for name in site.projections]
-        shared = FitSite(site, layer, len(self.linears), plain[0].in_features)  # pyright: ignore[reportArgumentType]
+        width = plain[0].in_features
+        shared = FitSite(site, layer, len(self.linears), width, heads, leader)  # pyright: ignore[reportArgumentType]
         self.sites.append(shared)
         for name, module in zip(site.projections, plain, strict=True):
             linear = cast(nn.Linear, module)
@@ -234,6 +240,7 @@ class Student:
             self._plain.append((parent, name, linear))
             setattr(parent, name, fit)
             self.linears.append(fit)
+        return shared
 
     def restore(self) -> None:
         for parent, name, linear in self._plain:

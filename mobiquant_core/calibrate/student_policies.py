@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from mobiquant_core.budget import BudgetController, ThresholdTable
 from mobiquant_core.calibrate.student import CHOSEN, FULL_PRECISION, FitLinear, Student
 from mobiquant_core.policies import Policy
-from mobiquant_core.routing import RuntimeSite
+from mobiquant_core.routing import InputPolicy, RuntimeSite, reader
 
 
 class PolicyPass:
@@ -31,7 +31,7 @@ class PolicyPass:
         self._everywhere: Tensor | None = None
 
     def __call__(self, linear: FitLinear, x: Float[Tensor, "batch tokens in_features"]) -> Int[Tensor, "batch tokens"]:
-        site = self.sites[linear.index]
+        site = self._reader(self.sites[linear.index])
         limit = self.thresholds[linear.index]
         if self.policy.reads_input:
             if linear.index == site.first:
@@ -44,6 +44,9 @@ class PolicyPass:
         depths = 1 + (scores > limit).sum(-1)
         self.spent = self.spent + self.bits.to(x.device)[depths - 1].mean() * self.share[linear.index]
         return depths.view(x.shape[:2])
+
+    def _reader(self, site: RuntimeSite) -> RuntimeSite:
+        return reader(self.policy, site) if isinstance(self.policy, InputPolicy) else site
 
     def _position_scores(self, x: Tensor) -> Tensor:
         if self._everywhere is None:
@@ -75,11 +78,12 @@ class Thresholds:
 
 def runtime_sites(student: Student) -> list[RuntimeSite]:
     """One entry per linear, in the form that policies read."""
-    sites = []
+    sites: list[RuntimeSite] = []
     for site in student.sites:
         count = len(site.site.projections)
         linears = tuple(student.linears[site.first_index : site.first_index + count])
-        runtime = RuntimeSite(site.layer, site.site.name, linears, site.router)  # pyright: ignore[reportArgumentType]
+        leader = None if site.leader is None else sites[site.leader.first_index]
+        runtime = RuntimeSite(site.layer, site.site.name, linears, site.router, leader)  # pyright: ignore[reportArgumentType]
         sites += [runtime] * count
     return sites
 

@@ -14,7 +14,7 @@ from mobiquant_core.budget import QUANTILES
 from mobiquant_core.convert import QuantizedModel
 from mobiquant_core.errors import BudgetError
 from mobiquant_core.policies import INPUT_POLICIES
-from mobiquant_core.routing import FixedDepth, InputPolicy, Recorder, RuntimeSite
+from mobiquant_core.routing import FixedDepth, InputPolicy, Recorder, RuntimeSite, reader
 from mobiquant_core.trace import average_bits
 
 ASKED_SHARES = (1 / 12, 1 / 6, 1 / 3, 1 / 2, 2 / 3)
@@ -47,7 +47,7 @@ def measure_thresholds(
 def _collect_scores(
     quantized: QuantizedModel, token_windows: Int[Tensor, "windows tokens"], policies: list[str]
 ) -> dict[str, list[Tensor]]:
-    """Per policy, scores [tokens, heads, extra] of each site, while the model runs at its middle depth."""
+    """Per policy, scores [tokens, heads, extra] of each site that is scored; the model runs at its middle depth."""
     scorers = {name: cast(InputPolicy, quantized.policy(name)) for name in policies}
     collected: dict[str, list[list[Tensor]]] = {name: [[] for _ in quantized.sites] for name in policies}
 
@@ -55,7 +55,8 @@ def _collect_scores(
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             x = inputs[0].flatten(0, -2)
             for name, policy in scorers.items():
-                collected[name][index].append(policy.scores(site, x).float().cpu())
+                if reader(policy, site) is site:
+                    collected[name][index].append(policy.scores(site, x).float().cpu())
 
         return hook
 
@@ -70,7 +71,7 @@ def _collect_scores(
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: [torch.cat(parts) for parts in sites] for name, sites in collected.items()}
+    return {name: [torch.cat(parts) for parts in sites if parts] for name, sites in collected.items()}
 
 
 def _quantiles(sites: list[Float[Tensor, "tokens _ extra"]]) -> Float[Tensor, "linears extra quantiles"]:

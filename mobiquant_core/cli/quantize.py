@@ -14,7 +14,14 @@ from mobiquant_core.config import MobiQuantConfig
 from mobiquant_core.convert import quantize_model
 from mobiquant_core.errors import UnsupportedModelError
 from mobiquant_core.hf import load_model, load_tokenizer
-from mobiquant_core.loading import CALIBRATION_WINDOWS, bundled_text, calibration_windows, find_folder, resolve_device
+from mobiquant_core.loading import (
+    CALIBRATION_WINDOWS,
+    bundled_text,
+    calibration_windows,
+    find_folder,
+    program_windows,
+    resolve_device,
+)
 from mobiquant_core.router import ROUTER_KINDS
 
 FULL_WINDOWS = 4096
@@ -53,7 +60,9 @@ def run(arguments: argparse.Namespace) -> Outcome:
     calibration = None
     if arguments.calibrate != "none":
         count = FULL_WINDOWS if arguments.calibrate == "full" else CALIBRATION_WINDOWS
-        windows = calibration_windows(tokenizer, text or bundled_text(), model.config.vocab_size, count).to(device)
+        vocabulary = model.config.vocab_size
+        windows = calibration_windows(tokenizer, text or bundled_text(), vocabulary, count).to(device)
+        other = program_windows(tokenizer, vocabulary) if arguments.calibrate == "full" else None
         calibration = calibrate(
             model,
             windows,
@@ -63,6 +72,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
             progress=progress,
             # Beside the checkpoint-to-be: a killed run finds its finished blocks there.
             resume_dir=arguments.out.with_name(arguments.out.name + ".unfinished"),
+            other_windows=other,
         )
     quantized = quantize_model(model, config, calibration, progress)
     progress("Writing the checkpoint", 0.99)

@@ -148,17 +148,21 @@ def _site(site: RuntimeSite) -> SiteWeights:
         bias=_joined(site.linears, "bias", 0.0),
         shift=_joined(site.linears, "shift", 0.0),
         gain=_joined(site.linears, "gain", 1.0),
+        followers=site.decided.stop - site.first - len(site.linears),
+        follows=site.leader is not None,
     )
 
 
 def _router(site: RuntimeSite) -> RouterWeights | None:
-    router, heads = site.router, len(site.linears)
+    router = site.router
     if isinstance(router, SketchRouter):
-        return pack_sketch(router.energy.data.float(), router.offset.data.float(), router.centre.data.float(), heads)
+        return pack_sketch(
+            router.energy.data.float(), router.offset.data.float(), router.centre.data.float(), router.heads
+        )
     if not isinstance(router, MlpRouter):
         return None
     parts = (router.direction, router.size, router.hidden_bias, router.output, router.base)
-    return pack_router(*(part.data.float() for part in parts), heads=heads)
+    return pack_router(*(part.data.float() for part in parts), heads=router.heads)
 
 
 def _joined(linears: tuple[MobiLinear, ...], name: str, absent: float) -> Tensor | None:

@@ -73,7 +73,7 @@ class Lender:
             return f"the policy {policy.name} reads what the step does not keep"
         if any(linear.packed is None for linear in self._quantized.linears):
             return "its products run without kernels"
-        if policy.reads_input and any(site.router is None for site in self._quantized.sites):
+        if policy.reads_input and any(site.router is None and site.leader is None for site in self._quantized.sites):
             return "a site has no router"
         from mobiquant_core.fast_decode import from_model
 

@@ -190,6 +190,7 @@ class Step:
         router = RouterParts(
             b.parts, site.router and site.router.small, b.controls[own], b.records[own],
             parts or step_launches.part_count(width), site.hidden, mode, self.shape.norm_eps, site.sketch,
+            site.followers, site.follows,
         )  # fmt: skip
         tuning = self.tuning.get((weight.out_features, weight.groups))
         few_tokens.multiply_routed(

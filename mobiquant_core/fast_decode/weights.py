@@ -60,11 +60,15 @@ class SiteWeights:
     weight: PackedWeight | Tensor
     """Planes, or a dense 16-bit matrix for the baseline."""
     router: RouterWeights | None
-    """Its depths: without a router they are the fixed ones of the step's control."""
+    """Its depths: without a router they are its leader's decision or the fixed ones of the step's control."""
     first_linear: int
     bias: Tensor | None = None
     shift: Tensor | None = None
     gain: Tensor | None = None
+    followers: int = 0
+    """Linears behind its own that its router decides about as well."""
+    follows: bool = False
+    """Whether the product before it in the layer has found its depth already."""
 
     @property
     def hidden(self) -> int:
@@ -132,18 +136,17 @@ class StepWeights:
 
 def pack_router(
     direction: Float[Tensor, "hidden in_features"],
-    size: Float[Tensor, "hidden 2"],
+    size: Float[Tensor, " hidden"],
     hidden_bias: Float[Tensor, " hidden"],
     output: Float[Tensor, "scores hidden"],
     base: Float[Tensor, " scores"],
     heads: int,
 ) -> RouterWeights:
-    """The parameters of an MlpRouter in the kernel's order: sizes, bias, base, output, each head and slice padded."""
+    """The parameters of an MlpRouter in the kernel's order: size, bias, base, output, each head and slice padded."""
     hidden = max(16, 1 << (direction.shape[0] - 1).bit_length())
     extra, device = output.shape[0] // heads, direction.device
-    sizes = torch.zeros(3, hidden, device=device)
-    sizes[:2, : size.shape[0]] = size.t()
-    sizes[2, : size.shape[0]] = hidden_bias
+    first = torch.zeros(2, hidden, device=device)
+    first[:, : size.shape[0]] = torch.stack([size, hidden_bias])
     # A slice that does not exist must never be chosen; without limit its score stays below every threshold.
     bases = torch.full((PADDED_EXTRA, PADDED_HEADS), float("-inf"), device=device)
     bases[:extra, :heads] = base.view(heads, extra).t()
@@ -151,7 +154,7 @@ def pack_router(
     outputs[:extra, :heads, : output.shape[1]] = output.view(heads, extra, -1).transpose(0, 1)
     padded = torch.zeros(hidden, direction.shape[1], dtype=torch.float16, device=device)
     padded[: direction.shape[0]] = direction
-    return RouterWeights(padded, torch.cat([sizes.flatten(), bases.flatten(), outputs.flatten()]))
+    return RouterWeights(padded, torch.cat([first.flatten(), bases.flatten(), outputs.flatten()]))
 
 
 def pack_sketch(

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from mobiquant_core.kernels.activation import split_groups
 from mobiquant_core.kernels.lanes import begin_dependent, prefetch_l2, rounded16, wait_for_inputs
-from mobiquant_core.kernels.route import AS_IT_IS, centre_part, direction_part, write_part, write_sketch_part
+from mobiquant_core.kernels.route import AS_IT_IS, centre_part, direction_part, write_sketch_part
 
 _NONE: tl.constexpr = tl.constexpr(-1e30)
 
@@ -186,18 +186,16 @@ def _merge(p_sums, splits, SIZES: tl.constexpr):
 
 @triton.jit
 def _prepare_output(
-    b_y, b_direction, b_centre, p_x, p_m, p_part, i_head, kv_heads, SIZES: tl.constexpr, HIDDEN: tl.constexpr,
-    ROUTED: tl.constexpr, SKETCH: tl.constexpr,
+    b_y, b_energy, b_centre, p_x, p_m, p_part, i_head, kv_heads, SIZES: tl.constexpr, HIDDEN: tl.constexpr,
+    SKETCH: tl.constexpr,
 ):  # fmt: skip
-    """Bytes and router part of this head's columns of the output projection's input, as route.prepare_kernel."""
+    """Bytes, and a closed form's part, of this head's columns of what the output projection reads (route.py)."""
     GROUPS: tl.constexpr = SIZES[0] * SIZES[1] // 128
     i_group = i_head * GROUPS + tl.arange(0, GROUPS)
     split_groups(tl.reshape(b_y, (GROUPS, 128)), p_x, p_m, i_group, kv_heads * GROUPS)
     b_x = tl.reshape(b_y, (SIZES[0] * SIZES[1],))
     if SKETCH:
-        write_sketch_part(p_part, i_head, b_x, b_x, b_direction, b_centre, HIDDEN, AS_IT_IS)
-    else:
-        write_part(p_part, i_head, b_x, b_x, b_direction, HIDDEN, ROUTED)
+        write_sketch_part(p_part, i_head, b_x, b_x, b_energy, b_centre, HIDDEN, AS_IT_IS)
 
 
 @triton.jit
@@ -270,28 +268,27 @@ def _attend(
 
 
 @triton.jit
-def _direction(p_direction, i_head, kv_heads, SIZES: tl.constexpr, FLAGS: tl.constexpr):
-    """This head's columns of the router's first layer and of a sketch's centre, where there are any."""
+def _energy(p_energy, i_head, kv_heads, SIZES: tl.constexpr, FLAGS: tl.constexpr):
+    """This head's columns of a closed form's energies and of its centre, where there is one."""
     WIDTH: tl.constexpr = SIZES[0] * SIZES[1]
     found = (0.0, 0.0)
-    if FLAGS[2] > 0 and p_direction is not None:
+    if FLAGS[2] > 0 and FLAGS[5]:
         i_column = i_head * WIDTH + tl.arange(0, WIDTH)
-        found = (direction_part(p_direction, i_column, kv_heads * WIDTH, FLAGS[2]), 0.0)
-        if FLAGS[5]:
-            found = (found[0], centre_part(p_direction, i_column, kv_heads * WIDTH, FLAGS[2]))
+        b_energy = direction_part(p_energy, i_column, kv_heads * WIDTH, FLAGS[2])
+        found = (b_energy, centre_part(p_energy, i_column, kv_heads * WIDTH, FLAGS[2]))
     return found
 
 
 @triton.jit
 def attention_kernel(
-    p_qkv, p_k, p_v, p_cos, p_qnorm, p_knorm, p_position, p_sums, p_count, p_y, p_direction, p_x, p_m, p_part,
+    p_qkv, p_k, p_v, p_cos, p_qnorm, p_knorm, p_position, p_sums, p_count, p_y, p_energy, p_x, p_m, p_part,
     p_later, p_later_range, heads, kv_heads, room, lines, SIZES: tl.constexpr, FLAGS: tl.constexpr,
 ):  # fmt: skip
     """p_later: planes of a later product that `lines` lines are asked for of, or None.
     SIZES: (head dim, query heads per key-value head, the same padded, positions per block, splits, window, blocks read
     before the wait, blocks that a program takes before a second one helps).
-    FLAGS: (PDL, fp32 products, router's hidden size or 0 to leave the output raw, score scale, norm eps, whether the
-    router is a sketch)."""
+    FLAGS: (PDL, fp32 products, half the numbers of a router part or 0 to leave the output raw, score scale, norm eps,
+    whether the router is a sketch)."""
     begin_dependent(FLAGS[0])
     # Read before the wait: the position changes after a step's last layer, older keys and values come from earlier
     # steps, and a step begins with a launch that overlaps with none (embed), so all of it was there before this step's
@@ -308,7 +305,7 @@ def attention_kernel(
         held = _held_blocks(p_k, p_v, i_split, splits, position, oldest, SIZES)
         turn = _turn(p_cos + position * SIZES[0], SIZES[0])
         qnorm, knorm = _with_partner(p_qnorm, SIZES[0]), _with_partner(p_knorm, SIZES[0])
-        b_direction, b_centre = _direction(p_direction, i_head, kv_heads, SIZES, FLAGS)
+        b_energy, b_centre = _energy(p_energy, i_head, kv_heads, SIZES, FLAGS)
         if FLAGS[0]:
             _ask_ahead(p_k, p_v, i_split, splits, room, position, oldest, SIZES, True)
         wait_for_inputs(FLAGS[0])
@@ -316,8 +313,7 @@ def attention_kernel(
                             oldest, i_head, i_split, splits, SIZES, FLAGS)  # fmt: skip
         if last:
             if FLAGS[2] > 0:
-                _prepare_output(b_y, b_direction, b_centre, p_x, p_m, p_part, i_head, kv_heads, SIZES, FLAGS[2],
-                                p_direction is not None, FLAGS[5])  # fmt: skip
+                _prepare_output(b_y, b_energy, b_centre, p_x, p_m, p_part, i_head, kv_heads, SIZES, FLAGS[2], FLAGS[5])
             else:
                 i_row = tl.arange(0, SIZES[2])[:, None]
                 o_y = (i_head * SIZES[1] + i_row) * SIZES[0] + tl.arange(0, SIZES[0])[None, :]

@@ -8,8 +8,9 @@ knows neither routers nor how the depths came about.
 import triton
 import triton.language as tl
 
+from mobiquant_core.kernels.code_products import load_planes
 from mobiquant_core.kernels.lanes import begin_dependent, load4, mma, stream2, wait_for_inputs
-from mobiquant_core.kernels.plane_gemv import half_of, load_planes
+from mobiquant_core.kernels.plane_gemv import half_of
 from mobiquant_core.kernels.sorted_tokens import PLAN, SLOTS
 
 _EVEN_PAIRS: tl.constexpr = tl.constexpr(0x33333333)

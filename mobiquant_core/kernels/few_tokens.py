@@ -34,6 +34,10 @@ class RouterParts:
     norm_eps: float
     sketch: bool = False
     """Whether the router is a closed form instead of a perceptron."""
+    followers: int = 0
+    """Linears after the product's own whose depths it decides and records as well."""
+    follows: bool = False
+    """Whether the depth is there already, recorded by an earlier product."""
 
 
 def prepare(
@@ -69,13 +73,13 @@ def multiply(
     tuning = tuning_for(rows, groups, tokens, out.device) if tuning is None else tuning
     together, ends = _tiles_together(packed, tuning)
     grid = (packed.planes.shape[1] // together,)
-    shared = {"num_warps": together * tuning.split, "launch_pdl": dependent}
+    shared = {"num_warps": together * tuning.split, "launch_pdl": dependent, "maxnreg": tuning.registers}
     if isinstance(x, SortedActivations):
         batch_gemv_kernel[grid](
             packed.planes, packed.ranges, x.bytes.view(torch.int32), x.terms, x.plan, out, bias, shift, gain,
             packed.planes.stride(0), groups, x.bytes.shape[1], rows, *ends,
             TT=tiles_for(tokens), SLICES=packed.slices, WARPS=(together, tuning.split),
-            FLAGS=(add, _overlap(dependent, tuning), asm), maxnreg=tuning.registers, **shared,
+            FLAGS=(add, _overlap(dependent, tuning), asm), **shared,
         )  # fmt: skip
         return out
     plane_gemv_kernel[grid](
@@ -104,16 +108,18 @@ def multiply_routed(
 ) -> Float[Tensor, "1 out"]:
     """`multiply` for one token whose depth is decided here, from the router's parts."""
     groups, rows = packed.groups, packed.out_features
-    tuning = tuning_for(rows, groups, 1, out.device) if tuning is None else tuning
+    tuning = tuning_for(rows, groups, 1, out.device, in_step=True) if tuning is None else tuning
     together, ends = _tiles_together(packed, tuning)
+    # Without a router the compiler takes a few registers more, and a multiprocessor as many programs less.
+    registers = tuning.registers or (None if router.small is not None or router.follows else 128)
     routed_gemv_kernel[(packed.planes.shape[1] // together,)](
         packed.planes, packed.ranges, x.bytes.view(torch.int32), x.scales, out, bias, shift, gain, router.parts,
         router.small, router.control, router.record, packed.planes.stride(0), packed.in_features, rows,
         router.norm_eps,
         UNITS=tuning.units, WARPS=(together, tuning.split, packed.slices, *ends),
         FLAGS=(add, groups & -groups, _overlap(dependent, tuning), tuning.pieces, asm, router.count, router.hidden,
-               router.mode, tuning.held, router.sketch),
-        num_warps=together * tuning.split, launch_pdl=dependent, maxnreg=tuning.registers,
+               router.mode, tuning.held, router.sketch, len(packed.sections), router.followers, router.follows),
+        num_warps=together * tuning.split, launch_pdl=dependent, maxnreg=registers,
     )  # fmt: skip
     return out
 

@@ -118,6 +118,22 @@ def prefetch_l2(p, o, m, ASM: tl.constexpr):
 
 
 @triton.jit
+def select_bits(b_on, b_off, MASK: tl.constexpr, ASM: tl.constexpr):
+    """Bits of `b_on` where MASK has ones, else of `b_off`: one instruction, which the compiler makes two of."""
+    if ASM:
+        return tl.inline_asm_elementwise(
+            "lop3.b32 $0, $1, $2, $3, 0xE4;",
+            "=r,r,r,r",
+            [b_on, b_off, MASK],
+            dtype=tl.int32,
+            is_pure=True,
+            pack=1,
+        )
+    else:
+        return (b_on & MASK) | (b_off & ~MASK)
+
+
+@triton.jit
 def mma(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3, ASM: tl.constexpr):
     """Adds a 16 x 32 (uint8) by 32 x 8 (int8) product of a warp to c; fragments as in PTX `mma.m16n8k32`."""
     if ASM:

@@ -8,86 +8,17 @@ per depth, so one captured graph serves every budget.
 import triton
 import triton.language as tl
 
+from mobiquant_core.kernels.code_products import load_planes, mixed_products, products
 from mobiquant_core.kernels.lanes import (
     begin_dependent,
     load2_or_zero,
     load4,
-    mma,
     prefetch_l2,
     stream2,
     stream4,
     wait_for_inputs,
 )
-from mobiquant_core.kernels.route import decide, router_constants, sum_parts
-
-_LOW: tl.constexpr = tl.constexpr(0x03030303)
-
-
-@triton.jit
-def _cut(b_word, FIELD: tl.constexpr, TARGET: tl.constexpr):
-    """Two-bit field FIELD of every byte, moved to bit TARGET of that byte."""
-    # Masks above 2^31 have to be written as the negative number with the same bits.
-    MASK: tl.constexpr = _LOW * (1 << TARGET) if TARGET < 6 else -0x3F3F3F40
-    if 2 * FIELD >= TARGET:
-        return (b_word >> (2 * FIELD - TARGET)) & MASK
-    else:
-        return (b_word << (TARGET - 2 * FIELD)) & MASK
-
-
-@triton.jit
-def merged(w, WORD: tl.constexpr, FIELD: tl.constexpr, K: tl.constexpr):
-    """Codes of K slices in the four bytes of a word, most significant slice first."""
-    b_code = _cut(w[WORD], FIELD, 2 * (K - 1))
-    if K > 1:
-        b_code |= _cut(w[4 + WORD], FIELD, 2 * (K - 2))
-    if K > 2:
-        b_code |= _cut(w[8 + WORD], FIELD, 2 * (K - 3))
-    if K > 3:
-        b_code |= _cut(w[12 + WORD], FIELD, 2 * (K - 4))
-    return b_code
-
-
-@triton.jit
-def _keep(b_code, DROP: tl.constexpr):
-    """Bytes without the bits of their last DROP slices."""
-    return b_code & (0x01010101 * (256 - (1 << (2 * DROP))) - 0x100000000)
-
-
-@triton.jit
-def load_planes(p_w, o_w, o_plane, m, K: tl.constexpr, ASM: tl.constexpr):
-    """One 16-byte piece of each of the first K planes, as 4 K words."""
-    w = stream4(p_w, o_w, m, ASM)
-    for plane in tl.static_range(1, K):
-        w = w + stream4(p_w, o_w + plane * o_plane, m, ASM)
-    return w
-
-
-@triton.jit
-def _integer_products(w, x, present, b_depth, b_zero, K: tl.constexpr, MIXED: tl.constexpr, ASM: tl.constexpr):
-    """Codes times activation bytes of one group: rows 0-7 by (high, low) bytes, then rows 8-15."""
-    d0, d1, d2, d3 = b_zero, b_zero, b_zero, b_zero
-    a = ()
-    for field in tl.static_range(4):
-        # Triton joins tuples, but does not unpack them in place.
-        a = a + (merged(w, 0, field, K), merged(w, 1, field, K), merged(w, 2, field, K), merged(w, 3, field, K))  # noqa: RUF005
-    if MIXED:
-        # A token of a smaller depth sees the same bytes without their low bits; other tokens are silenced.
-        for depth in tl.static_range(1, K + 1):
-            if (present >> depth) & 1 != 0:
-                b_on = b_depth == depth
-                for field in tl.static_range(4):
-                    d0, d1, d2, d3 = mma(
-                        _keep(a[4 * field], K - depth), _keep(a[4 * field + 1], K - depth),
-                        _keep(a[4 * field + 2], K - depth), _keep(a[4 * field + 3], K - depth),
-                        tl.where(b_on, x[2 * field], 0), tl.where(b_on, x[2 * field + 1], 0), d0, d1, d2, d3, ASM,
-                    )  # fmt: skip
-    else:
-        for field in tl.static_range(4):
-            d0, d1, d2, d3 = mma(
-                a[4 * field], a[4 * field + 1], a[4 * field + 2], a[4 * field + 3], x[2 * field], x[2 * field + 1],
-                d0, d1, d2, d3, ASM,
-            )  # fmt: skip
-    return d0, d1, d2, d3
+from mobiquant_core.kernels.route import decide, decided, router_constants, sum_parts
 
 
 @triton.jit
@@ -157,7 +88,7 @@ def _tiles(
     """
     THREADS: tl.constexpr = 32 * TILES * SPLIT
     STEP: tl.constexpr = SPLIT * U
-    SCALE: tl.constexpr = 4.0 ** (1 - K)
+    SCALE: tl.constexpr = 4.0 ** (1 - K) if MIXED else 4.0 ** (-2 if K == 1 else -3)
     o_w, o_r, i_group, i_own = _weight_offsets(NG, U, TILES, SPLIT)
     o_x, o_m = _input_offsets(NG, tokens, i_group, THREADS)
     b_zero = tl.zeros((U, THREADS), tl.int32)
@@ -181,7 +112,10 @@ def _tiles(
         if not EVEN:
             m_here = (i_group + i_own + i * STEP < NG).to(tl.int32)
         x = _inputs(p_x, p_m, o_x, o_m, i_own, m_here, ASM)
-        d = _integer_products(w, x, present, b_depth, b_zero, K, MIXED, ASM)
+        if MIXED:  # noqa: SIM108
+            d = mixed_products(w, x, present, b_depth, b_zero, K, ASM)
+        else:
+            d = products(w, x, b_zero, K, ASM)
         b_scale = x[8] * SCALE
         b_acc0 = _row_sum(b_acc0, r[0], d[0], d[1], b_scale, x[9], b_middle)
         b_acc1 = _row_sum(b_acc1, r[1], d[2], d[3], b_scale, x[9], b_middle)
@@ -360,6 +294,18 @@ def plane_gemv_kernel(
 
 
 @triton.jit
+def _decide_followers(
+    p_part, p_small, p_control, p_record, width, eps, FIRST: tl.constexpr, COUNT: tl.constexpr, PARTS: tl.constexpr,
+    HIDDEN: tl.constexpr, MODE: tl.constexpr,
+):  # fmt: skip
+    """Records the depths of the linears that come after a product's own and are led by its router, a perceptron."""
+    for i in tl.static_range(COUNT):
+        constants = router_constants(p_small, p_control, FIRST + i, HIDDEN, MODE, False)
+        b_sum = sum_parts(p_part, PARTS, HIDDEN)
+        decide(p_record, constants, b_sum, width, eps, FIRST + i, True, HIDDEN, MODE, True, False)
+
+
+@triton.jit
 def routed_gemv_kernel(
     p_w, p_r, p_x, p_m, p_y, p_bias, p_shift, p_gain, p_part, p_small, p_control, p_record, o_plane, width, rows, eps,
     UNITS: tl.constexpr, WARPS: tl.constexpr, FLAGS: tl.constexpr,
@@ -367,7 +313,8 @@ def routed_gemv_kernel(
     """y = W_depth x for one token; the depth follows from the router's parts (route.py), found by every program.
 
     WARPS: (tiles, split, slices, first tiles of the second and third section). FLAGS: the first five of
-    plane_gemv_kernel, then (router parts, hidden, mode, first weights held, whether the router is a sketch).
+    plane_gemv_kernel, then (router parts, hidden, mode, first weights held, whether the router is a sketch, linears of
+    the product, linears after them whose depths are decided here, whether its own depth was decided before).
     """
     begin_dependent(FLAGS[2] == 1)
     NG = tl.cdiv(width, 128)
@@ -380,13 +327,18 @@ def routed_gemv_kernel(
     first = None
     if FLAGS[8]:
         first = _first_weights(p_w, p_r, NG, UNITS, WARPS[0], WARPS[1], FLAGS[4])
-    constants = router_constants(p_small, p_control, head, FLAGS[6], FLAGS[7], FLAGS[9])
+    constants = (0.0, 0.0)
+    if not FLAGS[12]:
+        constants = router_constants(p_small, p_control, head, FLAGS[6], FLAGS[7], FLAGS[9])
     if FLAGS[3] > 0:
         _prefetch(p_w, p_r, NG, FLAGS[3], WARPS[0], WARPS[1], FLAGS[4])
     wait_for_inputs(FLAGS[2] > 0)
-    b_sum, b_peak = sum_parts(p_part, FLAGS[5], FLAGS[6])
-    depth, scale = decide(p_record, constants, b_sum, b_peak, width, eps, head, new_head, FLAGS[6], FLAGS[7],
-                          p_small is not None, FLAGS[9])  # fmt: skip
+    if FLAGS[12]:
+        depth, scale = decided(p_record, head)
+    else:
+        b_sum = sum_parts(p_part, FLAGS[5], FLAGS[6])
+        depth, scale = decide(p_record, constants, b_sum, width, eps, head, new_head, FLAGS[6], FLAGS[7],
+                              p_small is not None, FLAGS[9])  # fmt: skip
     # What is added to the product comes in while it is made.
     terms = _row_terms(p_y, p_bias, p_shift, p_gain, depth, rows, 1, FLAGS[0], WARPS[0])
     b_y0, b_y1 = _at_one_depth(
@@ -394,3 +346,7 @@ def routed_gemv_kernel(
     )  # fmt: skip
     begin_dependent(FLAGS[2] == 2)
     _store_rows(p_y, b_y0 * scale, b_y1 * scale, terms, rows, 1, WARPS[0], WARPS[1])
+    # Behind its own rows, which come first: nobody asks for these depths before another launch has come and gone.
+    if first_tile == 0:
+        _decide_followers(p_part, p_small, p_control, p_record, width, eps, FLAGS[10], FLAGS[11], FLAGS[5], FLAGS[6],
+                          FLAGS[7])  # fmt: skip

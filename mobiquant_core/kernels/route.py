@@ -1,5 +1,8 @@
 """From a site's raw input to what its product needs: activation bytes, and the router's first layer in parts.
 
+A perceptron reads what comes from a norm, and decides for its own site and the one behind it; a closed form reads the
+input of every site.
+
 Programs share the columns of a token and never wait for each other: each product adds up the parts by itself and
 decides its depth (`decide`), so a decode step needs neither a second launch nor the host. Routers are the two-layer
 perceptron of mobiquant_core.router or, with SKETCH, its closed form.
@@ -18,7 +21,7 @@ AS_IT_IS: tl.constexpr = tl.constexpr(0)
 NORM: tl.constexpr = tl.constexpr(1)
 GATE: tl.constexpr = tl.constexpr(2)
 _LINEAR: tl.constexpr = tl.constexpr(4)
-"""Where the linear sums of a sketch router start in the second half of a part."""
+"""Where the linear sums of a sketch router start in the second half of a part, which begins with the sum of squares."""
 _ROUNDING: tl.constexpr = tl.constexpr(1e-7)
 """Least part of the centre's energy that is left of it in fp32 when the input cancels it."""
 
@@ -37,19 +40,20 @@ def site_inputs(p_h, b_norm, i_column, width, MODE: tl.constexpr):
 
 
 @triton.jit
-def _add_most_add(a0, a1, a2, b0, b1, b2):
-    return a0 + b0, tl.maximum(a1, b1), a2 + b2
+def _add2(a0, a1, b0, b1):
+    return a0 + b0, a1 + b1
 
 
 @triton.jit
 def write_part(p_part, i_part, b_x, b_h, b_direction, HIDDEN: tl.constexpr, ROUTED: tl.constexpr):
-    """One row of 2 HIDDEN numbers: first-layer sums, then sum of x^2, largest |x|, sum of h^2."""
+    """One row of 2 HIDDEN numbers: first-layer sums of x, then the sums of h^2 and x^2, with h what the norm reads and
+    x that times the norm's weight."""
     p_part += i_part * 2 * HIDDEN
     if ROUTED:
         tl.store(p_part + tl.arange(0, HIDDEN), tl.sum(b_direction.to(tl.float32) * b_x[None, :], 1))
-    # In one reduction, so that warps meet once for all three.
-    found = tl.reduce((b_x * b_x, tl.abs(b_x), b_h * b_h), 0, _add_most_add)
-    for index in tl.static_range(3):
+    # In one reduction, so that warps meet once for both.
+    found = tl.reduce((b_h * b_h, b_x * b_x), 0, _add2)
+    for index in tl.static_range(2):
         tl.store(p_part + HIDDEN + index, found[index])
 
 
@@ -65,7 +69,7 @@ def write_sketch_part(p_part, i_part, b_x, b_h, b_energy, b_centre, HIDDEN: tl.c
     if MODE == NORM:
         b_linear = tl.sum(b_energy * (b_x * b_centre)[None, :], 1)
         tl.store(p_part + HIDDEN + _LINEAR + i_score, b_linear, mask=i_score < HEADS * EXTRA)
-        tl.store(p_part + HIDDEN + 2, tl.sum(b_h * b_h, 0))
+        tl.store(p_part + HIDDEN, tl.sum(b_h * b_h, 0))
     else:
         b_x -= b_centre
     tl.store(p_part + i_score, tl.sum(b_energy * (b_x * b_x)[None, :], 1))
@@ -114,7 +118,7 @@ def prepare_kernel(
     split_groups(tl.reshape(b_x, (GROUPS, 128)), p_x, p_m, i_group, NG)
     if SKETCH:
         write_sketch_part(p_part, i_program, b_x, b_h, b_direction, b_centre, HIDDEN, MODE)
-    else:
+    elif MODE == NORM:
         write_part(p_part, i_program, b_x, b_h, b_direction, HIDDEN, p_direction is not None)
 
 
@@ -133,13 +137,13 @@ def router_constants(p_small, p_control, head, HIDDEN: tl.constexpr, MODE: tl.co
 
 @triton.jit
 def _perceptron_constants(p_small, head, HIDDEN: tl.constexpr):
-    """Two rows for sizes and the bias; then row and base of every slice's score."""
+    """Rows for size and bias; then row and base of every slice's score."""
     i_lane = tl.arange(0, 2 * HIDDEN)
     m_hidden = i_lane < HIDDEN
     constants = ()
-    for row in tl.static_range(3):
+    for row in tl.static_range(2):
         constants = constants + (tl.load(p_small + row * HIDDEN + i_lane, mask=m_hidden, other=0.0),)  # noqa: RUF005
-    p_base = p_small + 3 * HIDDEN
+    p_base = p_small + 2 * HIDDEN
     p_row = p_base + HEADS * EXTRA
     for extra in tl.static_range(EXTRA):
         i_score = head + extra * HEADS
@@ -163,20 +167,17 @@ def _sketch_constants(p_small, head, MODE: tl.constexpr):
 
 @triton.jit
 def sum_parts(p_part, PARTS: tl.constexpr, HIDDEN: tl.constexpr):
-    """(sums, largest) over a site's router parts, [2 HIDDEN] each."""
+    """Sums over a site's router parts, [2 HIDDEN]."""
     i_lane = tl.arange(0, 2 * HIDDEN)
     b_sum = tl.zeros((2 * HIDDEN,), tl.float32)
-    b_peak = tl.zeros((2 * HIDDEN,), tl.float32)
     for i in tl.static_range(PARTS):
-        b_part = tl.load(p_part + i * 2 * HIDDEN + i_lane)
-        b_sum += b_part
-        b_peak = tl.maximum(b_peak, b_part)
-    return b_sum, b_peak
+        b_sum += tl.load(p_part + i * 2 * HIDDEN + i_lane)
+    return b_sum
 
 
 @triton.jit
 def decide(
-    p_record, constants, b_sum, b_peak, width, eps, head, record, HIDDEN: tl.constexpr, MODE: tl.constexpr,
+    p_record, constants, b_sum, width, eps, head, record, HIDDEN: tl.constexpr, MODE: tl.constexpr,
     ROUTED: tl.constexpr, SKETCH: tl.constexpr,
 ):  # fmt: skip
     """(depth, 1 / rms) of the token at linear `head` of the site; every program finds them for itself.
@@ -185,16 +186,22 @@ def decide(
     """
     scale = 1.0
     if MODE == NORM:
-        scale = tl.rsqrt(_element(b_sum, HIDDEN + 2) / width + eps)
+        scale = tl.rsqrt(_element(b_sum, HIDDEN) / width + eps)
     depth = constants[1].to(tl.int32)
     if ROUTED:
         if SKETCH:
             chosen = _sketch_score(p_record, constants, b_sum, scale, head, record, HIDDEN, MODE)
         else:
-            chosen = _score(p_record, constants, b_sum, b_peak, scale, width, head, record, HIDDEN)
+            chosen = _score(p_record, constants, b_sum, scale, width, head, record, HIDDEN)
         depth = tl.where(depth > 0, depth, chosen)
     tl.store(p_record + 4 * head + EXTRA, depth.to(tl.float32), mask=record)
     return depth, scale
+
+
+@triton.jit
+def decided(p_record, head):
+    """(depth, 1) of a linear about which an earlier product has decided: behind a norm, none follows another."""
+    return tl.load(p_record + 4 * head + EXTRA).to(tl.int32), 1.0
 
 
 @triton.jit
@@ -213,20 +220,19 @@ def _add3(a0, a1, a2, b0, b1, b2):
 
 
 @triton.jit
-def _score(p_record, constants, b_sum, b_peak, scale, width, head, record, HIDDEN: tl.constexpr):
+def _score(p_record, constants, b_sum, scale, width, head, record, HIDDEN: tl.constexpr):
     """The router's second layer: the depth by its scores, which are recorded."""
-    squares = tl.maximum(_element(b_sum, HIDDEN), 1e-30)
-    peak = tl.maximum(_element(b_peak, HIDDEN + 1), 1e-30)
-    b_pre = constants[4] + b_sum * tl.sqrt(width.to(tl.float32) / squares)
-    b_pre += constants[2] * tl.log(tl.sqrt(squares) * scale)
-    b_pre += constants[3] * tl.log(peak * scale)
-    b_hidden = tl.where(tl.arange(0, 2 * HIDDEN) < HIDDEN, b_pre * tl.sigmoid(b_pre), 0.0)
+    squares = tl.maximum(_element(b_sum, HIDDEN + 1), 1e-30)
+    # Of the input behind its norm, which the parts do not have yet.
+    length = tl.sqrt(squares) * scale
+    b_pre = b_sum * tl.sqrt(width.to(tl.float32) / squares) + constants[2] * tl.log(length) + constants[3]
+    b_hidden = tl.where(tl.arange(0, 2 * HIDDEN) < HIDDEN, tl.maximum(b_pre, 0.0), 0.0)
     # Three sums at once: their shuffles overlap.
-    sums = tl.reduce((constants[5] * b_hidden, constants[7] * b_hidden, constants[9] * b_hidden), 0, _add3)
+    sums = tl.reduce((constants[4] * b_hidden, constants[6] * b_hidden, constants[8] * b_hidden), 0, _add3)
     least = float("inf")
     depth = 1
     for extra in tl.static_range(EXTRA):
-        least = tl.minimum(least, sums[extra] + constants[6 + 2 * extra])
+        least = tl.minimum(least, sums[extra] + constants[5 + 2 * extra])
         depth += (least > constants[0]).to(tl.int32)
         tl.store(p_record + 4 * head + extra, least, mask=record)
     return depth

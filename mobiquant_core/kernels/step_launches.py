@@ -126,11 +126,11 @@ def attend(
 ) -> None:
     """out = attention of the newest token.
 
-    `prepared`: (router direction, bytes, parts, hidden or 0 for raw output, whether the router is a sketch). `later`: a
-    weight whose first plane is brought into the L2 cache meanwhile, up to so many bytes, on cards with launches that
-    overlap.
+    `prepared`: (a closed form's energies, bytes, parts, half a part or 0 for raw output, whether there is a closed
+    form). `later`: a weight whose first plane is brought into the L2 cache meanwhile, up to so many bytes, on cards
+    with launches that overlap.
     """
-    direction, split, parts, hidden, sketch = prepared
+    energy, split, parts, hidden, sketch = prepared
     # What is kept in 32 bits has nothing to be rounded to.
     exact = exact or cache[0].dtype == torch.float32
     block = max(16, min(_POSITIONS, _POSITIONS * 256 // (sizes.head_dim * cache[0].element_size())))
@@ -139,7 +139,7 @@ def attend(
         planes, ranges = later[0].planes, later[0].ranges
         lines = min(later[1], planes[0].numel() * 4) // _LINE_BYTES
     attention_kernel[(sizes.kv_heads, SPLITS)](
-        qkv, *cache, rotary, *norms, position, *scratch, out, direction, split.bytes, split.scales, parts,
+        qkv, *cache, rotary, *norms, position, *scratch, out, energy, split.bytes, split.scales, parts,
         planes, ranges, sizes.heads, sizes.kv_heads, cache[0].shape[1], lines,
         SIZES=(sizes.head_dim, sizes.share, sizes.rows, block, SPLITS, sizes.window, _HELD, _EACH),
         FLAGS=(dependent, exact, hidden, math.log2(math.e) * sizes.head_dim**-0.5, sizes.norm_eps, sketch),

@@ -3,7 +3,7 @@
 Nothing is tuned while a user waits; `bench kernel --sweep` measures candidates for this table.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -28,12 +28,12 @@ class Tuning:
     late: bool = False
     """Whether the next kernel may start only when this one's products are done, not at once."""
     registers: int | None = None
-    """Registers of a thread at most, in a decode step and from five tokens on: fewer let more warps share a
-    multiprocessor."""
+    """Registers of a thread at most, for one token and from five on: fewer let more warps share a multiprocessor, whose
+    four parts have 16,384 each."""
 
 
 _UNITS = (4, 2, 1, 1)
-_OF_ONE: dict[tuple[int, int], Tuning] = {
+_IN_STEP: dict[tuple[int, int], Tuning] = {
     (6144, 32): Tuning(1, 4, _UNITS, 1, held=True),
     # Registers: as many as let all programs of the product run at once.
     (4096, 32): Tuning(1, 8, _UNITS, 1, held=True, registers=128),
@@ -42,7 +42,13 @@ _OF_ONE: dict[tuple[int, int], Tuning] = {
     # The output head of a Llama 3, always read at full depth.
     (128256, 32): Tuning(2, 1, (4, 2, 2, 2), 1, held=True),
 }
-"""(rows, groups): what won at one token in whole decode steps on an H100, the head on an H200: it is the same chip."""
+"""(rows, groups): what won at one token in whole decode steps on an H100 and an H200, which have the same chip."""
+_ALONE: dict[tuple[int, int], Tuning] = {
+    (6144, 32): Tuning(1, 4, (4, 2, 2, 2), held=True, registers=168),
+    (28672, 32): Tuning(2, 1, (4, 2, 2, 2), 1, held=True, registers=128),
+    (4096, 112): Tuning(1, 8, (4, 2, 2, 2), 1, held=True, registers=128),
+}
+"""(rows, groups): what won on an H200 where a product of one token stands alone, if other than in a step."""
 _SPLITS_OF_SEVERAL: dict[tuple[int, int], int] = {(6144, 32): 4, (4096, 32): 8, (28672, 32): 2, (4096, 112): 8}
 """(rows, groups): warps of a tile that won at 8 and 16 tokens of mixed depths on an H100; an H200 has the same chip."""
 _HOPPER = ("NVIDIA H100 80GB HBM3", "NVIDIA H200")
@@ -56,11 +62,15 @@ def ahead_for(device: torch.device) -> int:
     return _AHEAD if device.type == "cuda" and _card(device)[0] in _HOPPER else 0
 
 
-def tuning_for(rows: int, groups: int, tokens: int, device: torch.device) -> Tuning:
+def tuning_for(rows: int, groups: int, tokens: int, device: torch.device, *, in_step: bool = False) -> Tuning:
     """The table's entry, or a rule that needs nothing but the number of multiprocessors."""
     name, multiprocessors = ("cpu", 1) if device.type != "cuda" else _card(device)
-    if tokens <= 4 and name in _HOPPER and (rows, groups) in _OF_ONE:
-        return _OF_ONE[rows, groups]
+    if tokens <= 4 and name in _HOPPER and (rows, groups) in _IN_STEP:
+        found = _IN_STEP[rows, groups]
+        if tokens == 1 and not in_step:
+            found = _ALONE.get((rows, groups), found)
+        # Several tokens need more registers than one.
+        return found if tokens == 1 else replace(found, registers=None)
     tiles = -(-rows // 16)
     split = 1
     while split < 8 and tiles * split < multiprocessors * _WARPS_PER_MULTIPROCESSOR and split * 2 <= groups:

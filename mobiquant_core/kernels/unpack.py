@@ -9,8 +9,9 @@ import triton.language as tl
 from jaxtyping import Float, Int32
 from torch import Tensor
 
+from mobiquant_core.kernels.code_products import merged
 from mobiquant_core.kernels.lanes import pair16, store4, stream2, stream4
-from mobiquant_core.kernels.plane_gemv import half_of, merged
+from mobiquant_core.kernels.plane_gemv import half_of
 from mobiquant_core.packing import PackedWeight
 
 _WARPS = 4

@@ -192,13 +192,31 @@ def test_two_stages_with_spared_windows_and_new_scores_run_to_the_end(
     plan = replace(TWO_STAGES, steps=16, windows_per_step=16, rounding_rate=0.05)
     student = prepare_student(model, CONFIG, windows, replace(FEW_STEPS, end_to_end=plan, reach=0.3))
     attach_routers(student, measure_layer_scores(student, windows))
-    before = [site.router for site in student.sites]
+    leaders = [site for site in student.sites if site.leader is None]
+    before = [site.router for site in leaders]
     start = _divergence_by_depth(student, windows)
     trainer = EndToEnd(student, plan)
     trainer.run(windows)
-    assert trainer.settled and all(site.router is not old for site, old in zip(student.sites, before, strict=True))
-    assert len(trainer.router_parameters) == 5 * len(student.sites)
+    assert trainer.settled and all(site.router is not old for site, old in zip(leaders, before, strict=True))
+    assert len(trainer.router_parameters) == 5 * len(leaders)
     assert _divergence_by_depth(student, windows)[0] < start[0]
+
+
+def test_routed_steps_see_strange_and_other_text_between_both_ends_of_the_budgets(
+    model: LlamaForCausalLM, windows: torch.Tensor
+) -> None:
+    student = prepare_student(model, CONFIG, windows, FEW_STEPS)
+    other = torch.full((3, 24), 7)
+    trainer = EndToEnd(student, replace(FEW_STEPS.end_to_end, windows_per_step=16), other)
+    made = trainer._estranged(windows)
+    changed = (made != windows).any(dim=1)
+    assert 3 <= int(changed.sum()) <= 4
+    assert not changed[0] and not changed[-1]
+    assert int((made == 7).all(dim=1).sum()) == 2
+    trainer.other = None
+    assert not (trainer._estranged(windows) == 7).all(dim=1).any()
+    assert torch.equal(trainer._estranged(windows[:7]), windows[:7])
+    student.restore()
 
 
 def test_the_layer_policy_is_the_router_blind_to_tokens(model: LlamaForCausalLM, windows: torch.Tensor) -> None:

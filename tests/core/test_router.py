@@ -13,14 +13,20 @@ from mobiquant_core.token_scores import leading_depths, non_increasing
 
 def _routers():
     generator = torch.Generator().manual_seed(0)
-    mlp, sketch = MlpRouter(172, 3, 3, 16), SketchRouter(172, 3, 3)
-    for router in (mlp, sketch):
+    routers = {
+        "mlp": MlpRouter(172, 3, 3, 16),
+        "sketch": SketchRouter(172, 3, 3),
+    }
+    for router in routers.values():
         for parameter in router.parameters():
             parameter.data = torch.rand(parameter.shape, generator=generator).half().float()
-    return {"mlp": mlp, "sketch": sketch}
+    return routers
 
 
-@pytest.mark.parametrize("kind", ["mlp", "sketch"])
+KINDS = list(_routers())
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_scores_never_rise_over_slices(kind):
     x = torch.randn(50, 172, generator=torch.Generator().manual_seed(1))
     scores = _routers()[kind](x)
@@ -28,7 +34,7 @@ def test_scores_never_rise_over_slices(kind):
     assert (scores.diff(dim=-1) <= 0).all()
 
 
-@pytest.mark.parametrize("kind", ["mlp", "sketch"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("scale", [0.0, 1e-4, 1e4])
 def test_scores_stay_finite_for_extreme_inputs(kind, scale):
     x = torch.ones(2, 172) * scale
@@ -36,11 +42,11 @@ def test_scores_stay_finite_for_extreme_inputs(kind, scale):
     assert torch.isfinite(_routers()[kind](x.bfloat16())).all()
 
 
-@pytest.mark.parametrize("kind", ["mlp", "sketch"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_router_comes_back_from_half_precision_parameters(kind):
     router = _routers()[kind]
     state = {name: value.half() for name, value in router.state_dict().items()}
-    again = router_from_state(kind, state, heads=3, extra=3)
+    again = router_from_state(kind.split()[0], state, heads=3, extra=3)
     x = torch.randn(4, 172, generator=torch.Generator().manual_seed(1))
     assert torch.equal(again(x), router(x))
 

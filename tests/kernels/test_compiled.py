@@ -41,7 +41,7 @@ print(json.dumps({"ttgir": made.asm["ttgir"], "ptx": made.asm["ptx"]}))
 """
 
 
-_COMPILE_SKETCH = """
+_COMPILE_ROUTED = """
 import json, sys
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
@@ -49,19 +49,22 @@ from mobiquant_core.kernels.attention import attention_kernel
 from mobiquant_core.kernels.plane_gemv import routed_gemv_kernel
 from mobiquant_core.kernels.route import prepare_kernel
 
-capability, kernel, mode, heads = json.loads(sys.argv[1])
-half = {"p_direction": "*fp16"}
+capability, kernel, mode, router, heads = json.loads(sys.argv[1])
+sketch = router == "sketch"
+half = {"p_direction": "*fp16", "p_energy": "*fp16"}
 integers = {"p_w": "*i32", "p_r": "*i32", "p_position": "*i32", "p_count": "*i32"}
 if kernel == "prepare":
     kernel, warps = prepare_kernel, 1
     integers |= {"p_x": "*i8"}
-    constants = {"HIDDEN": 16, "GROUPS": 2, "MODE": mode, "PDL": capability >= 90, "SKETCH": True}
+    constants = {"HIDDEN": 16, "GROUPS": 2, "MODE": mode, "PDL": capability >= 90, "SKETCH": sketch}
     constants |= {} if mode == 1 else {"p_norm": None}
 elif kernel == "product":
     kernel, warps = routed_gemv_kernel, 2
     integers |= {"p_x": "*i32"}
     constants = {"p_bias": None, "p_shift": None, "p_gain": None, "UNITS": (4, 2, 1, 1), "WARPS": (2, 1, 4, 8, 2**30)}
-    constants |= {"FLAGS": (False, 16, int(capability >= 90), 1, True, 8, 16, mode, False, True)}
+    role = (2, 1, False) if router == "leader" else (1, 0, router == "follower")
+    constants |= {"FLAGS": (False, 16, int(capability >= 90), 1, True, 8, 16, mode, False, sketch, *role)}
+    constants |= {"p_small": None} if router == "follower" else {}
 else:
     kernel, warps = attention_kernel, 4
     integers |= {"p_x": "*i8"}
@@ -116,11 +119,15 @@ def test_lanes_and_loads(capability: int, tokens: int, units: tuple[int, ...], o
 
 
 @pytest.mark.parametrize(
-    ("capability", "kernel", "mode"),
-    [(90, "prepare", 1), (80, "prepare", 2), (90, "product", 1), (80, "attention", 0), (90, "attention", 0)],
-)
-def test_sketch_routers_compile(capability: int, kernel: str, mode: int, tmp_path: Path) -> None:
-    made = compiled(_COMPILE_SKETCH, [capability, kernel, mode, 2], tmp_path)
+    ("capability", "kernel", "mode", "router"),
+    [
+        (90, "prepare", 1, "sketch"), (80, "prepare", 2, "sketch"), (90, "product", 1, "sketch"),
+        (80, "attention", 0, "sketch"), (90, "attention", 0, "sketch"), (90, "prepare", 1, "leader"),
+        (90, "product", 1, "leader"), (80, "product", 0, "follower"),
+    ],
+)  # fmt: skip
+def test_routed_kernels_compile(capability: int, kernel: str, mode: int, router: str, tmp_path: Path) -> None:
+    made = compiled(_COMPILE_ROUTED, [capability, kernel, mode, router, 2], tmp_path)
     before, _, after = made["ptx"].partition("griddepcontrol.wait")
     assert bool(after) == (capability >= 90)
     if kernel == "prepare" and after:

@@ -82,11 +82,17 @@ def quantized_with_routers(make: Callable[[], PreTrainedModel], device: str, kin
     if kind == "sketch":
         model.get_submodule("model.layers.0.input_layernorm").weight[MASSIVE] = 100.0
     quantized = quantize_model(model, MobiQuantConfig())
-    for site in quantized.sites:
-        width, heads = site.linears[0].in_features, len(site.linears)
+    for leader, site in zip([None, *quantized.sites], quantized.sites, strict=False):
+        if kind == "mlp" and len(site.linears) == 1:
+            object.__setattr__(site, "leader", leader)
+            continue
+        width, heads = site.linears[0].in_features, len(site.linears) + (kind == "mlp")
         router = (MlpRouter if kind == "mlp" else SketchRouter)(width, heads, 3).to(device).requires_grad_(False)
         for parameter in router.parameters():
             torch.nn.init.normal_(parameter, std=0.5)
+        if kind == "mlp":
+            # Scores on either side of a limit about 0, so that all depths come up.
+            router.base.add_(torch.tensor([1.5, 0.5, -0.5], device=device).repeat(heads))
         object.__setattr__(site, "router", router)
     if kind == "sketch":
         make_sketches_fit(quantized)
@@ -125,8 +131,9 @@ def test_tokens_scores_and_depths(make: Callable[[], PreTrainedModel], kind: str
         inputs = site_inputs(quantized, [5])
         expected = quantized.model(torch.tensor([[5]], device=device)).logits[0, -1]
     for site, x in zip(quantized.sites, inputs, strict=True):
-        scores = site.router(x[:, -1])[0]
-        own = slice(site.first, site.first + len(site.linears))
+        if site.leader is not None:
+            continue
+        scores, own = site.router(x[:, -1])[0], site.decided
         torch.testing.assert_close(step.buffers.record[own, :3], scores, rtol=2e-3, atol=2e-3)
         assert torch.equal((scores > limit).sum(-1).float() + 1, depths[own])
     torch.testing.assert_close(logits, expected, rtol=2e-3, atol=2e-3 * float(expected.abs().max()))
@@ -152,6 +159,7 @@ def test_fixed_depths_give_the_models_own_tokens(make: Callable[[], PreTrainedMo
     quantized = quantized_with_routers(make, device)
     for site in quantized.sites:
         object.__setattr__(site, "router", None)
+        object.__setattr__(site, "leader", None)
     step = Step(weights_of(quantized, 16), 16, dtype=torch.float32, dependent=False, asm=asm)
     step.buffers.control[:, 1] = 3
     step.buffers.token.fill_(5)
