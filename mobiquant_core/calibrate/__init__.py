@@ -39,6 +39,11 @@ def calibrate(
             f"Calibration needs token windows of at least 8 tokens, not the shape {tuple(token_windows.shape)}. "
             "Give a longer text."
         )
+    if other_windows is not None and other_windows.shape[1:] != token_windows.shape[1:]:
+        raise PromptError(
+            f"Windows of other text have the shape {tuple(other_windows.shape)}; {token_windows.shape[1]} tokens each "
+            "are needed, as in the windows of the text. Cut both alike."
+        )
     if effort not in EFFORTS:
         raise ConfigError(f"The calibration effort {effort!r} is unknown. Known: {', '.join(EFFORTS)}.")
     if router not in EFFORTS[effort]:

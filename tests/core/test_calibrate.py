@@ -124,6 +124,8 @@ def test_what_cannot_be_calibrated_is_refused(tiny_model):
     model = tiny_model
     with pytest.raises(PromptError):
         calibrate(model, _windows(2, 4))
+    with pytest.raises(PromptError, match="32 tokens each"):
+        calibrate(model, _windows(2, 32), effort="full", router="mlp", other_windows=_windows(2, 16))
     with pytest.raises(ConfigError):
         calibrate(model, _windows(), effort="heroic")
     with pytest.raises(ConfigError):

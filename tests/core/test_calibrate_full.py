@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -23,6 +24,7 @@ from mobiquant_core.calibration import load_calibration, save_calibration
 from mobiquant_core.config import MobiQuantConfig
 from mobiquant_core.convert import quantize_model
 from mobiquant_core.policies import POLICIES
+from mobiquant_core.routing import Recorder
 from mobiquant_core.slicing import dequantize, slice_weight
 
 CONFIG = MobiQuantConfig()
@@ -223,6 +225,33 @@ def test_the_layer_policy_is_the_router_blind_to_tokens(model: LlamaForCausalLM,
     found = calibrate_full(model, windows, CONFIG, FEW_STEPS)
     assert found.layer_scores is not None
     assert torch.allclose(found.layer_scores, found.score_quantiles["router"].mean(-1), atol=1e-4)
+
+
+def test_a_router_behind_a_norm_decides_for_the_site_that_follows(
+    model: LlamaForCausalLM, windows: torch.Tensor
+) -> None:
+    quantized = quantize_model(model, CONFIG, calibrate_full(model, windows, CONFIG, FEW_STEPS))
+    roles = [(site.name, None if site.leader is None else site.leader.name) for site in quantized.sites[:4]]
+    assert roles == [
+        ("attention_input", None),
+        ("attention_output", "attention_input"),
+        ("mlp_input", None),
+        ("mlp_output", "mlp_input"),
+    ]
+    leaders = [site for site in quantized.sites if site.leader is None]
+    assert all((site.router is None) == (site.leader is not None) for site in quantized.sites)
+    read: list[torch.Tensor] = []
+    hooks = [site.linears[0].register_forward_pre_hook(lambda _, inputs: read.append(inputs[0])) for site in leaders]
+    recorder = Recorder()
+    with torch.no_grad(), quantized.routing_pass(quantized.plan(3.0), 0, recorder):
+        quantized.model(windows[:1])
+    for hook in hooks:
+        hook.remove()
+    expected = torch.cat([site.router(x[0]) for site, x in zip(leaders, read, strict=True)], dim=1)  # type: ignore[misc]
+    assert torch.allclose(recorder.scores(), expected, atol=1e-5)
+    assert len(np.unique(recorder.arrays()[0])) > 1
+    # A policy that is no router reads every site for itself.
+    assert quantized.policy("norm").scores(quantized.sites[1], torch.randn(5, 128)).shape == (5, 1, 3)
 
 
 def test_a_killed_run_resumes_to_the_same_result(model: LlamaForCausalLM, windows: torch.Tensor, tmp_path) -> None:
