@@ -6,6 +6,7 @@ It does not know how scores are made (policies) or how thresholds are found (bud
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
@@ -22,6 +23,9 @@ from mobiquant_core.token_scores import TokenScorer, leading_depths, non_increas
 
 if TYPE_CHECKING:
     from mobiquant_core.linear import MobiLinear
+
+_MANY = 17
+"""Tokens from which a dense weight for all of them is quicker than planes for each."""
 
 Depths = int | Tensor
 """One depth for all tokens of the call, or uint8 [tokens]."""
@@ -228,13 +232,17 @@ class RoutingPass:
 
     def _above_thresholds(self, scores: Float[Tensor, "tokens heads extra"], first: int) -> Sequence[Depths]:
         """Depths of consecutive linears: 1 + the number of scores strictly above the threshold."""
-        if scores.shape[0] == 1 and scores.device.type == "cpu":
+        tokens, heads, extra = scores.shape
+        limits = self.plan.threshold_list[first : first + heads]
+        if tokens == 1 and scores.device.type == "cpu":
             # Decoding on a CPU: a Python comparison is cheaper than three tensor operations.
-            limits = self.plan.threshold_list
             return [
-                1 + sum(value > limits[first + head] for value in row) for head, row in enumerate(scores[0].tolist())
+                1 + sum(value > limit for value in row) for row, limit in zip(scores[0].tolist(), limits, strict=True)
             ]
-        limits = self._thresholds_on(scores.device)[first : first + scores.shape[1]]
+        if tokens >= _MANY and all(math.isinf(limit) for limit in limits):
+            # At both ends of the budgets every token has the depth that the host knows: nothing has to be sorted.
+            return [1 if limit > 0 else 1 + extra for limit in limits]
+        limits = self._thresholds_on(scores.device)[first : first + heads]
         return depths_above(scores, limits).t().contiguous().unbind(0)
 
     def _thresholds_on(self, device: torch.device) -> Float[Tensor, " linears"]:

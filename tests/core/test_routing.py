@@ -39,6 +39,18 @@ def test_uniform_at_whole_depths_is_fixed_depth(quantized):
         assert (recorder.arrays()[0] == depth).all()
 
 
+@pytest.mark.parametrize("tokens", [5, 40])
+@pytest.mark.parametrize(("bits", "depth"), [(2.0, 1), (8.0, 4)])
+def test_at_both_ends_every_token_gets_the_same_depth_however_many_there_are(quantized, bits, depth, tokens):
+    ids = _ids(tokens)
+    logits, recorder = _run(quantized, quantized.plan(bits, "random"), ids)
+    with torch.inference_mode(), FixedDepth(depth):
+        assert torch.allclose(logits, quantized.model(ids, use_cache=False).logits, atol=1e-5)
+    depths, scores = recorder.arrays()
+    assert depths.shape == (14, tokens) and (depths == depth).all()
+    assert scores.shape == (14, tokens, 3)
+
+
 def test_outside_a_pass_and_inside_full_depth_all_slices_are_used(quantized):
     ids = _ids()
     with torch.inference_mode():
