@@ -1,6 +1,7 @@
 """The memory ledger: bytes stored and bytes read per token, part by part, fp16 leftovers included.
 
-It counts the format, not the process: a cache of dense weights or an allocator's slack is not in it.
+It counts the format, not the process: neither a cache of dense weights nor an allocator's slack is in it, nor
+the 8-bit planes that the captured step reads in place of an untied head.
 """
 
 from collections.abc import Iterable, Sequence
