@@ -134,6 +134,7 @@ class QuantizedModel:
 
     def _build_sites(self) -> Iterator[RuntimeSite]:
         index = 0
+        trained = self.calibration is not None and self.calibration.router_kind == "mlp" and self.config.depths > 1
         made: dict[str, RuntimeSite] = {}
         for layer, site, block in walk_sites(self.model, self.architecture):
             parent = block.get_submodule(site.parent)
@@ -146,22 +147,20 @@ class QuantizedModel:
                     )
                 linear.index, linear.layer, linear.projection, linear.cache = index, layer, projection, self.cache
                 index += 1
-            device = next(linears[0].parameters()).device
-            router, leader = self._router(layer, site, device), made.get(site.leader or "")
-            if router is not None or leader is None or leader.router is None:
-                leader = None
+            # A closed form reads the input of every site; a trained router decides for those it leads as well.
+            leader = made[site.leader] if trained and site.leader is not None else None
+            heads = self.architecture.heads(site) if trained else len(linears)
+            router = None if leader is not None else self._router(layer, site, heads)
+            if router is not None:
+                router.to(next(linears[0].parameters()).device)
             made[site.name] = RuntimeSite(layer, site.name, linears, router, leader)  # type: ignore[arg-type]
             yield made[site.name]
 
-    def _router(self, layer: int, site: Site, device: torch.device) -> nn.Module | None:
-        kind = "none" if self.calibration is None else self.calibration.router_kind
-        if self.calibration is None or kind == "none" or self.config.depths == 1:
+    def _router(self, layer: int, site: Site, heads: int) -> nn.Module | None:
+        if self.calibration is None or self.calibration.router_kind == "none" or self.config.depths == 1:
             return None
-        if kind == "mlp" and site.leader is not None:
-            return None
-        heads = self.architecture.heads(site) if kind == "mlp" else len(site.projections)
         state = self.calibration.router_state(site_name(layer, site))
-        return router_from_state(kind, state, heads, self.config.depths - 1).to(device)
+        return router_from_state(self.calibration.router_kind, state, heads, self.config.depths - 1)
 
 
 def quantize_model(

@@ -46,9 +46,10 @@ def _layer(shape: StepShape, index: int, dense: bool, router: bool) -> LayerWeig
     for sections, columns in sizes:
         weight = _matrix(sum(sections), columns) if dense else random_packed(sections, columns)
         # A router behind a norm decides for the linear after its site too.
-        routed, leads = router and not dense, len(sections) > 1
-        own_router = _router(columns, len(sections) + 1) if routed and leads else None
-        sites.append(SiteWeights(weight, own_router, first, followers=int(routed and leads), follows=routed > leads))
+        routed, normed = router and not dense, len(sections) > 1
+        leads = routed and normed
+        own_router = _router(columns, len(sections) + 1) if leads else None
+        sites.append(SiteWeights(weight, own_router, first, followers=int(leads), follows=routed and not normed))
         first += len(sections)
     return LayerWeights(_ones(shape.hidden), _ones(shape.hidden), *sites)
 

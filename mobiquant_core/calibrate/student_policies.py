@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from mobiquant_core.budget import BudgetController, ThresholdTable
 from mobiquant_core.calibrate.student import CHOSEN, FULL_PRECISION, FitLinear, Student
 from mobiquant_core.policies import Policy
-from mobiquant_core.routing import InputPolicy, RuntimeSite, reader
+from mobiquant_core.routing import RuntimeSite, reader
 
 
 class PolicyPass:
@@ -31,9 +31,9 @@ class PolicyPass:
         self._everywhere: Tensor | None = None
 
     def __call__(self, linear: FitLinear, x: Float[Tensor, "batch tokens in_features"]) -> Int[Tensor, "batch tokens"]:
-        site = self._reader(self.sites[linear.index])
         limit = self.thresholds[linear.index]
         if self.policy.reads_input:
+            site = reader(self.policy, self.sites[linear.index])  # pyright: ignore[reportArgumentType]
             if linear.index == site.first:
                 scored = self.policy.scores(site, x.flatten(0, 1))  # pyright: ignore[reportAttributeAccessIssue]
                 for head in range(scored.shape[1]):
@@ -44,9 +44,6 @@ class PolicyPass:
         depths = 1 + (scores > limit).sum(-1)
         self.spent = self.spent + self.bits.to(x.device)[depths - 1].mean() * self.share[linear.index]
         return depths.view(x.shape[:2])
-
-    def _reader(self, site: RuntimeSite) -> RuntimeSite:
-        return reader(self.policy, site) if isinstance(self.policy, InputPolicy) else site
 
     def _position_scores(self, x: Tensor) -> Tensor:
         if self._everywhere is None:

@@ -11,7 +11,7 @@ from mobiquant_core.kernels.activation import SplitActivations, split
 from mobiquant_core.kernels.batch_gemv import batch_gemv_kernel
 from mobiquant_core.kernels.plane_gemv import plane_gemv_kernel, routed_gemv_kernel
 from mobiquant_core.kernels.sorted_tokens import SortedActivations, sort, tiles_for
-from mobiquant_core.kernels.tuning import Tuning, tuning_for
+from mobiquant_core.kernels.tuning import REGISTERS_WITHOUT_ROUTER, Tuning, tuning_for
 from mobiquant_core.packing import PackedWeight
 
 MOST_TOKENS = 16
@@ -110,8 +110,8 @@ def multiply_routed(
     groups, rows = packed.groups, packed.out_features
     tuning = tuning_for(rows, groups, 1, out.device, in_step=True) if tuning is None else tuning
     together, ends = _tiles_together(packed, tuning)
-    # Without a router the compiler takes a few registers more, and a multiprocessor as many programs less.
-    registers = tuning.registers or (None if router.small is not None or router.follows else 128)
+    routed = router.small is not None or router.follows
+    registers = tuning.registers or (None if routed else REGISTERS_WITHOUT_ROUTER)
     routed_gemv_kernel[(packed.planes.shape[1] // together,)](
         packed.planes, packed.ranges, x.bytes.view(torch.int32), x.scales, out, bias, shift, gain, router.parts,
         router.small, router.control, router.record, packed.planes.stride(0), packed.in_features, rows,

@@ -18,7 +18,7 @@ from mobiquant_core.kernels.lanes import (
     stream4,
     wait_for_inputs,
 )
-from mobiquant_core.kernels.route import decide, decided, router_constants, sum_parts
+from mobiquant_core.kernels.route import add2, decide, decided, router_constants, sum_parts
 
 
 @triton.jit
@@ -188,15 +188,10 @@ def _row_terms(p_y, p_bias, p_shift, p_gain, b_depth, rows, tokens, ADD: tl.cons
 
 
 @triton.jit
-def _add2(a0, a1, b0, b1):
-    return a0 + b0, a1 + b1
-
-
-@triton.jit
 def _store_rows(p_y, b_y0, b_y1, terms, rows, tokens, TILES: tl.constexpr, SPLIT: tl.constexpr):
     """Adds up the warps, and to their sums what `_row_terms` gave."""
     # Both halves in one reduction, so that the warps meet half as often.
-    sums = tl.reduce((tl.reshape(b_y0, (TILES, SPLIT, 32)), tl.reshape(b_y1, (TILES, SPLIT, 32))), 1, _add2)
+    sums = tl.reduce((tl.reshape(b_y0, (TILES, SPLIT, 32)), tl.reshape(b_y1, (TILES, SPLIT, 32))), 1, add2)
     for half in tl.static_range(2):
         o_y, _, m_y = _outputs(half, tokens, rows, TILES)
         b_y = sums[half] * terms[4 * half] + terms[4 * half + 1] + terms[4 * half + 2] + terms[4 * half + 3]

@@ -40,7 +40,8 @@ def site_inputs(p_h, b_norm, i_column, width, MODE: tl.constexpr):
 
 
 @triton.jit
-def _add2(a0, a1, b0, b1):
+def add2(a0, a1, b0, b1):
+    """Adds pairs, for a reduction of two tensors at once."""
     return a0 + b0, a1 + b1
 
 
@@ -52,7 +53,7 @@ def write_part(p_part, i_part, b_x, b_h, b_direction, HIDDEN: tl.constexpr, ROUT
     if ROUTED:
         tl.store(p_part + tl.arange(0, HIDDEN), tl.sum(b_direction.to(tl.float32) * b_x[None, :], 1))
     # In one reduction, so that warps meet once for both.
-    found = tl.reduce((b_h * b_h, b_x * b_x), 0, _add2)
+    found = tl.reduce((b_h * b_h, b_x * b_x), 0, add2)
     for index in tl.static_range(2):
         tl.store(p_part + HIDDEN + index, found[index])
 

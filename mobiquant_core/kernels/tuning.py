@@ -51,6 +51,9 @@ _ALONE: dict[tuple[int, int], Tuning] = {
 """(rows, groups): what won on an H200 where a product of one token stands alone, if other than in a step."""
 _SPLITS_OF_SEVERAL: dict[tuple[int, int], int] = {(6144, 32): 4, (4096, 32): 8, (28672, 32): 2, (4096, 112): 8}
 """(rows, groups): warps of a tile that won at 8 and 16 tokens of mixed depths on an H100; an H200 has the same chip."""
+REGISTERS_WITHOUT_ROUTER = 128
+"""Cap of a step's product that has no router to run: the compiler would take a few registers more, and a multiprocessor
+two programs of gate and up less."""
 _HOPPER = ("NVIDIA H100 80GB HBM3", "NVIDIA H200")
 _AHEAD = 8 * 2**20
 """Bytes of the next gate and up planes that attention asks for in a decode step: what won of 0, 8, 16 and 28 MiB on an
