@@ -33,18 +33,18 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LIMITS = {"bf16": 5e-3, "fp16": 1e-3, "fp32": 1e-3}
 CANCELLATION = 2e-5
 """Bound of the error relative to |W| |x|: activations are kept to one part in 65,000 of a group's largest."""
-U421, U422 = (4, 2, 1, 1), (4, 2, 2, 2)
+U421, U422, U442 = (4, 2, 1, 1), (4, 2, 2, 2), (4, 4, 2, 2)
 VARIANTS: dict[tuple[int, int], list[Tuning]] = {
-    (6144, 32): [Tuning(1, 4, u, p, held=True, registers=r) for u, p, r in (
-        (U421, 1, None), (U422, 0, 168), (U421, 0, 168))],
-    (4096, 32): [Tuning(1, 8, u, p, held=True, registers=r) for u, p, r in (
-        (U421, 1, 128), (U421, 0, 128), (U422, 0, 128))],
-    (28672, 32): [Tuning(2, 1, u, p, held=h, registers=r) for u, p, h, r in (
-        (U421, 1, True, None), (U421, 0, True, 128), (U422, 0, True, 128), (U422, 1, True, 128), (U422, 0, False, 128),
-        (U421, 0, False, 128))],
-    (4096, 112): [Tuning(1, 8, u, p, held=True, registers=r) for u, p, r in (
-        (U421, 1, None), (U421, 1, 128), (U422, 1, 128), (U422, 0, 128))],
+    (6144, 32): [Tuning(1, 4, u, p, held=True, late=late, registers=r) for u, p, late, r in (
+        (U422, 0, 5, 168), (U422, 0, 2, 128), (U422, 1, 5, 128))],
+    (4096, 32): [Tuning(1, 8, u, p, held=True, late=late, registers=r) for u, p, late, r in (
+        (U421, 1, 5, 96), (U421, 1, 5, 128), (U422, 1, 3, 128))],
+    (28672, 32): [Tuning(2, 1, u, p, held=True, late=late, registers=r) for u, p, late, r in (
+        (U421, 1, 5, 112), (U422, 0, 3, 128), (U442, 0, 3, 128), (U442, 0, 2, 128), (U422, 1, 5, 128))],
+    (4096, 112): [Tuning(1, 8, u, p, held=True, late=late, registers=r) for u, p, late, r in (
+        (U422, 1, 5, 128), (U422, 0, 5, 128), (U422, 0, 3, 128))],
 }  # fmt: skip
+"""The first of each is the step's own."""
 ROWS: list[dict[str, Any]] = []
 CHOSEN: dict[tuple[int, int], Tuning] = {}
 """What `tune` found, for `decode` after it."""
@@ -271,8 +271,8 @@ def products() -> None:
             for pdl in (False, True):
                 if left() < 6:
                     return
-                cut = f"t{variant.tiles} s{variant.split} u{variant.units} p{variant.pieces}"
-                line = f"  {cut} held{variant.held:d} pdl{pdl:d}:"
+                cut = f"t{variant.tiles} s{variant.split} u{variant.units} p{variant.pieces} r{variant.registers}"
+                line = f"  {cut} late{variant.late} pdl{pdl:d}:"
                 for depth in (1, 2, 3, 4):
                     case.depths.fill_(depth)
                     row = case.measure(variant, bandwidth, pdl)

@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 
 from mobiquant_core.kernels.code_products import load_planes
+from mobiquant_core.kernels.group_sums import half_of
 from mobiquant_core.kernels.lanes import begin_dependent, load4, mma, stream2, wait_for_inputs
-from mobiquant_core.kernels.plane_gemv import half_of
 from mobiquant_core.kernels.sorted_tokens import PLAN, SLOTS
 
 _EVEN_PAIRS: tl.constexpr = tl.constexpr(0x33333333)
@@ -185,11 +185,11 @@ def batch_gemv_kernel(
     """y[t] = W_depth[t] x[t] for some tiles of 16 rows.
 
     TT: tiles of tokens at one depth. WARPS: (tiles of rows, warps that share the groups of one tile).
-    FLAGS: (add to y, dependent launch: 1 early, 2 late, inline assembly).
+    FLAGS: (add to y, dependent launch, inline assembly).
     """
     TILES: tl.constexpr = TT + SLICES - 1
-    begin_dependent(FLAGS[1] == 1)
-    wait_for_inputs(FLAGS[1] > 0)
+    begin_dependent(FLAGS[1])
+    wait_for_inputs(FLAGS[1])
     first_tile = tl.program_id(0) * WARPS[0]
     section = (first_tile >= end0).to(tl.int32) + (first_tile >= end1).to(tl.int32)
     p_plan += section * PLAN
@@ -210,7 +210,6 @@ def batch_gemv_kernel(
         if (only == 0) & (tl.maximum(tiles, TT) == TT + more):
             y = _sums(p_w, p_r, p_x, p_m, o_plane, NG, deepest, SLICES, True, TT + more, TILES, WARPS,
                       FLAGS[2]) + none[2 * (TT + more) :]  # fmt: skip
-    begin_dependent(FLAGS[1] == 2)
     for first in tl.static_range(0, TILES, 4):
         if tiles > first:
             b_y = _by_slot(y[2 * first : 2 * first + 8], WARPS)

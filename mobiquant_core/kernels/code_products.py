@@ -49,11 +49,11 @@ def _keep(b_code, DROP: tl.constexpr):
 
 
 @triton.jit
-def load_planes(p_w, o_w, o_plane, m, K: tl.constexpr, ASM: tl.constexpr):
-    """One 16-byte piece of each of the first K planes, as 4 K words."""
-    w = stream4(p_w, o_w, m, ASM)
+def load_planes(p_w, o_w, o_plane, m, K: tl.constexpr, ASM: tl.constexpr, EARLY: tl.constexpr = False):
+    """One 16-byte piece of each of the first K planes, as 4 K words; EARLY as in `stream4`."""
+    w = stream4(p_w, o_w, m, ASM, EARLY)
     for plane in tl.static_range(1, K):
-        w = w + stream4(p_w, o_w + plane * o_plane, m, ASM)
+        w = w + stream4(p_w, o_w + plane * o_plane, m, ASM, EARLY)
     return w
 
 
@@ -101,10 +101,12 @@ def _add_field(a, x, d, FIELD: tl.constexpr, ASM: tl.constexpr):
 
 
 @triton.jit
-def products(w, x, b_zero, K: tl.constexpr, ASM: tl.constexpr):
+def products(w, x, b_zero, K: tl.constexpr, ASM: tl.constexpr, FIRST: tl.constexpr = 0):
     """Codes times activation bytes of one group: rows 0-7 by (high, low) bytes, then rows 8-15; times 16 up to depth 2,
-    times 4 at depth 3."""
-    a = _code_bytes(w, 0, K, ASM) + _code_bytes(w, 1, K, ASM) + _code_bytes(w, 2, K, ASM) + _code_bytes(w, 3, K, ASM)
+    times 4 at depth 3. FIRST: where in w the words of the group begin."""
+    a = ()
+    for word in tl.static_range(FIRST, FIRST + 4):
+        a = a + _code_bytes(w, word, K, ASM)
     zero = (b_zero, b_zero, b_zero, b_zero)
     d = _add_field(a, x, _add_field(a, x, zero, 0, ASM), 1, ASM)
     if K <= 2:

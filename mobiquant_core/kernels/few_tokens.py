@@ -11,7 +11,7 @@ from mobiquant_core.kernels.activation import SplitActivations, split
 from mobiquant_core.kernels.batch_gemv import batch_gemv_kernel
 from mobiquant_core.kernels.plane_gemv import plane_gemv_kernel, routed_gemv_kernel
 from mobiquant_core.kernels.sorted_tokens import SortedActivations, sort, tiles_for
-from mobiquant_core.kernels.tuning import REGISTERS_WITHOUT_ROUTER, Tuning, tuning_for
+from mobiquant_core.kernels.tuning import Tuning, tuning_for
 from mobiquant_core.packing import PackedWeight
 
 MOST_TOKENS = 16
@@ -79,7 +79,7 @@ def multiply(
             packed.planes, packed.ranges, x.bytes.view(torch.int32), x.terms, x.plan, out, bias, shift, gain,
             packed.planes.stride(0), groups, x.bytes.shape[1], rows, *ends,
             TT=tiles_for(tokens), SLICES=packed.slices, WARPS=(together, tuning.split),
-            FLAGS=(add, _overlap(dependent, tuning), asm), **shared,
+            FLAGS=(add, dependent, asm), **shared,
         )  # fmt: skip
         return out
     plane_gemv_kernel[grid](
@@ -87,7 +87,7 @@ def multiply(
         packed.planes.stride(0), groups, rows, tokens, *ends,
         TOKENS=1 if tokens == 1 else MOST_UNSORTED, SLICES=packed.slices, UNITS=tuning.units,
         WARPS=(together, tuning.split),
-        FLAGS=(add, groups & -groups, _overlap(dependent, tuning), tuning.pieces, asm, tuning.held), **shared,
+        FLAGS=(add, groups & -groups, tuning.late if dependent else 0, tuning.pieces, asm, tuning.held), **shared,
     )  # fmt: skip
     return out
 
@@ -110,16 +110,14 @@ def multiply_routed(
     groups, rows = packed.groups, packed.out_features
     tuning = tuning_for(rows, groups, 1, out.device, in_step=True) if tuning is None else tuning
     together, ends = _tiles_together(packed, tuning)
-    routed = router.small is not None or router.follows
-    registers = tuning.registers or (None if routed else REGISTERS_WITHOUT_ROUTER)
     routed_gemv_kernel[(packed.planes.shape[1] // together,)](
         packed.planes, packed.ranges, x.bytes.view(torch.int32), x.scales, out, bias, shift, gain, router.parts,
         router.small, router.control, router.record, packed.planes.stride(0), packed.in_features, rows,
         router.norm_eps,
         UNITS=tuning.units, WARPS=(together, tuning.split, packed.slices, *ends),
-        FLAGS=(add, groups & -groups, _overlap(dependent, tuning), tuning.pieces, asm, router.count, router.hidden,
+        FLAGS=(add, groups & -groups, tuning.late if dependent else 0, tuning.pieces, asm, router.count, router.hidden,
                router.mode, tuning.held, router.sketch, len(packed.sections), router.followers, router.follows),
-        num_warps=together * tuning.split, launch_pdl=dependent, maxnreg=registers,
+        num_warps=together * tuning.split, launch_pdl=dependent, maxnreg=tuning.registers,
     )  # fmt: skip
     return out
 
@@ -130,7 +128,3 @@ def _tiles_together(packed: PackedWeight, tuning: Tuning) -> tuple[int, tuple[in
     together = tuning.tiles if all(end % tuning.tiles == 0 for end in ends) else 1
     inner = (*ends[:-1], _NO_TILE, _NO_TILE)
     return together, (inner[0], inner[1])
-
-
-def _overlap(dependent: bool, tuning: Tuning) -> int:
-    return 0 if not dependent else 2 if tuning.late else 1

@@ -134,6 +134,25 @@ def select_bits(b_on, b_off, MASK: tl.constexpr, ASM: tl.constexpr):
 
 
 @triton.jit
+def quad_sum(b_x, ASM: tl.constexpr):
+    """Sums over each four lanes in a row, in all of them."""
+    if ASM:
+        for distance in tl.static_range(1, 3):
+            b_x += tl.inline_asm_elementwise(
+                "shfl.sync.bfly.b32 $0, $1, $2, 0x1f, 0xffffffff;",
+                "=r,r,r",
+                [b_x, distance],
+                dtype=tl.float32,
+                is_pure=False,
+                pack=1,
+            )
+        return b_x
+    else:
+        b_sum = tl.sum(tl.reshape(b_x, (b_x.numel // 4, 4)), axis=1, keep_dims=True)
+        return tl.reshape(tl.broadcast_to(b_sum, (b_x.numel // 4, 4)), b_x.shape)
+
+
+@triton.jit
 def mma(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3, ASM: tl.constexpr):
     """Adds a 16 x 32 (uint8) by 32 x 8 (int8) product of a warp to c; fragments as in PTX `mma.m16n8k32`."""
     if ASM:

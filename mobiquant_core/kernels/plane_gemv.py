@@ -8,32 +8,14 @@ per depth, so one captured graph serves every budget.
 import triton
 import triton.language as tl
 
+from mobiquant_core.kernels import tuning
 from mobiquant_core.kernels.code_products import load_planes, mixed_products, products
-from mobiquant_core.kernels.lanes import (
-    begin_dependent,
-    load2_or_zero,
-    load4,
-    prefetch_l2,
-    stream2,
-    stream4,
-    wait_for_inputs,
-)
+from mobiquant_core.kernels.group_sums import add_group
+from mobiquant_core.kernels.lanes import begin_dependent, load2_or_zero, load4, prefetch_l2, stream2, wait_for_inputs
+from mobiquant_core.kernels.one_token import first_weights, one_token_tiles
 from mobiquant_core.kernels.route import add2, decide, decided, router_constants, sum_parts
 
-
-@triton.jit
-def half_of(b_range, HIGH: tl.constexpr):
-    """One of two fp16 numbers of a word, as fp32."""
-    b_bits = (b_range >> 16) if HIGH else b_range & 0xFFFF
-    return b_bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-
-
-@triton.jit
-def _row_sum(b_acc, b_range, b_high, b_low, b_scale, b_sum, b_middle):
-    """Adds one group of one row: step * codes * x, and edge plus half a cell times the sum of x."""
-    b_step, b_edge = half_of(b_range, False), half_of(b_range, True)
-    b_acc += b_step * ((b_high * 256 + b_low).to(tl.float32) * b_scale)
-    return b_acc + (b_edge + b_step * b_middle) * b_sum
+NEVER_LATE: tl.constexpr = tl.constexpr(tuning.NEVER_LATE)
 
 
 @triton.jit
@@ -67,25 +49,12 @@ def _inputs(p_x, p_m, o_x, o_m, i_own, m_here, ASM: tl.constexpr):
 
 
 @triton.jit
-def _first_weights(
-    p_w, p_r, NG, UNITS: tl.constexpr, TILES: tl.constexpr, SPLIT: tl.constexpr, ASM: tl.constexpr
-):  # fmt: skip
-    """(words, ranges) of the first step at depth 1."""
-    o_w, o_r, i_group, i_own = _weight_offsets(NG, UNITS[0], TILES, SPLIT)
-    m_now = tl.broadcast_to((i_group + i_own < NG).to(tl.int32), (UNITS[0], 32 * TILES * SPLIT))
-    return stream4(p_w, o_w + i_own * 128, m_now, ASM, True), stream2(p_r, o_r + i_own * 16, m_now, ASM, True)
-
-
-@triton.jit
 def _tiles(
-    p_w, p_r, p_x, p_m, o_plane, NG, tokens, present, b_depth, b_middle, first,
+    p_w, p_r, p_x, p_m, o_plane, NG, tokens, present, b_depth, b_middle,
     K: tl.constexpr, MIXED: tl.constexpr, U: tl.constexpr, TILES: tl.constexpr,
     SPLIT: tl.constexpr, EVEN: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    """Sums over this warp's groups for every lane's token: rows 0-7 and rows 8-15 of its tile, [threads] each.
-
-    `first`: (words, ranges) of the first step where they are on their way already, or None.
-    """
+    """Sums over this warp's groups for every lane's token: rows 0-7 and rows 8-15 of its tile, [threads] each."""
     THREADS: tl.constexpr = 32 * TILES * SPLIT
     STEP: tl.constexpr = SPLIT * U
     SCALE: tl.constexpr = 4.0 ** (1 - K) if MIXED else 4.0 ** (-2 if K == 1 else -3)
@@ -93,12 +62,9 @@ def _tiles(
     o_x, o_m = _input_offsets(NG, tokens, i_group, THREADS)
     b_zero = tl.zeros((U, THREADS), tl.int32)
     b_acc0, b_acc1 = b_zero.to(tl.float32), b_zero.to(tl.float32)
-    if first is not None:
-        w, r = first[0], first[1]
-    else:
-        m_now = tl.broadcast_to((i_group + i_own < NG).to(tl.int32), (U, THREADS))
-        w = load_planes(p_w, o_w + i_own * 128, o_plane, m_now, K, ASM)
-        r = stream2(p_r, o_r + i_own * 16, m_now, ASM)
+    m_now = tl.broadcast_to((i_group + i_own < NG).to(tl.int32), (U, THREADS))
+    w = load_planes(p_w, o_w + i_own * 128, o_plane, m_now, K, ASM)
+    r = stream2(p_r, o_r + i_own * 16, m_now, ASM)
     steps = tl.cdiv(NG, STEP)
     for i in range(steps):
         # The words of the next step are on their way while those of this step are multiplied.
@@ -117,8 +83,8 @@ def _tiles(
         else:
             d = products(w, x, b_zero, K, ASM)
         b_scale = x[8] * SCALE
-        b_acc0 = _row_sum(b_acc0, r[0], d[0], d[1], b_scale, x[9], b_middle)
-        b_acc1 = _row_sum(b_acc1, r[1], d[2], d[3], b_scale, x[9], b_middle)
+        b_acc0 = add_group(b_acc0, r[0], d[0], d[1], b_scale, x[9], b_middle)
+        b_acc1 = add_group(b_acc1, r[1], d[2], d[3], b_scale, x[9], b_middle)
         o_x += 32 * STEP
         o_m += 2 * STEP
         w, r = w_next, r_next
@@ -127,15 +93,19 @@ def _tiles(
 
 @triton.jit
 def _tiles_at(
-    p_w, p_r, p_x, p_m, o_plane, NG, tokens, first, K: tl.constexpr, UNITS: tl.constexpr, TILES: tl.constexpr,
-    SPLIT: tl.constexpr, POWER: tl.constexpr, ASM: tl.constexpr,
+    p_w, p_r, p_x, p_m, o_plane, NG, tokens, first, K: tl.constexpr, TOKENS: tl.constexpr, UNITS: tl.constexpr,
+    TILES: tl.constexpr, SPLIT: tl.constexpr, POWER: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """The tiles where all tokens have depth K, so many groups at once as this depth has registers for."""
-    EVEN: tl.constexpr = POWER % (SPLIT * UNITS[K - 1]) == 0
-    MIDDLE: tl.constexpr = 2.0 ** (1 - 2 * K)
-    return _tiles(
-        p_w, p_r, p_x, p_m, o_plane, NG, tokens, 0, 0, MIDDLE, first, K, False, UNITS[K - 1], TILES, SPLIT, EVEN, ASM
-    )  # fmt: skip
+    U: tl.constexpr = UNITS[K - 1]
+    EVEN: tl.constexpr = POWER % (SPLIT * U) == 0
+    if TOKENS == 1:
+        return one_token_tiles(p_w, p_r, p_x, p_m, o_plane, NG, first, K, U, TILES, SPLIT, EVEN, ASM)
+    else:
+        MIDDLE: tl.constexpr = 2.0 ** (1 - 2 * K)
+        return _tiles(
+            p_w, p_r, p_x, p_m, o_plane, NG, tokens, 0, 0, MIDDLE, K, False, U, TILES, SPLIT, EVEN, ASM
+        )  # fmt: skip
 
 
 @triton.jit
@@ -216,9 +186,17 @@ def _prefetch(
 
 
 @triton.jit
+def _begin_shallow(depth, LATE: tl.constexpr):
+    """Lets the next kernel start where this depth is not one that has it wait."""
+    if LATE > 1 and LATE < NEVER_LATE:  # noqa: SIM102  (the compiler asks about constants and about values apart)
+        if depth < LATE:
+            begin_dependent(True)
+
+
+@triton.jit
 def _at_one_depth(
-    p_w, p_r, p_x, p_m, o_plane, NG, tokens, depth, first, SLICES: tl.constexpr, UNITS: tl.constexpr,
-    WARPS: tl.constexpr, POWER: tl.constexpr, ASM: tl.constexpr,
+    p_w, p_r, p_x, p_m, o_plane, NG, tokens, depth, first, SLICES: tl.constexpr, TOKENS: tl.constexpr,
+    UNITS: tl.constexpr, WARPS: tl.constexpr, POWER: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """The loop compiled for `depth`, chosen on the device; zeros for a depth that is none."""
     b_y0 = tl.zeros((32 * WARPS[0] * WARPS[1],), tl.float32)
@@ -226,8 +204,8 @@ def _at_one_depth(
     for k in tl.static_range(1, SLICES + 1):
         if depth == k:
             b_y0, b_y1 = _tiles_at(
-                p_w, p_r, p_x, p_m, o_plane, NG, tokens, first if k == 1 else None, k, UNITS, WARPS[0], WARPS[1],
-                POWER, ASM,
+                p_w, p_r, p_x, p_m, o_plane, NG, tokens, first if k == 1 else None, k, TOKENS, UNITS, WARPS[0],
+                WARPS[1], POWER, ASM,
             )  # fmt: skip
     return b_y0, b_y1
 
@@ -243,7 +221,7 @@ def _mixed(
     b_own = _depth_of(p_depth, tl.minimum(i_lane % 4, tokens - 1), tokens, TOKENS)
     b_middle = tl.exp2((1 - 2 * b_own).to(tl.float32))
     return _tiles(
-        p_w, p_r, p_x, p_m, o_plane, NG, tokens, present, b_depth, b_middle, None, K, True, 1, WARPS[0], WARPS[1],
+        p_w, p_r, p_x, p_m, o_plane, NG, tokens, present, b_depth, b_middle, K, True, 1, WARPS[0], WARPS[1],
         EVEN, ASM,
     )  # fmt: skip
 
@@ -256,14 +234,14 @@ def plane_gemv_kernel(
     """y[t] = W_depth[t] x[t] for some tiles of 16 rows; depths are read from memory.
 
     UNITS: groups at once per depth. WARPS: (tiles, warps that share the groups of one tile).
-    FLAGS: (add to y, power of two that divides the groups, dependent launch: 1 early, 2 late, pieces to prefetch,
-    inline assembly, one token's first weights held in registers).
+    FLAGS: (add to y, power of two that divides the groups, depth from which on the next kernel starts late or 0 without
+    dependent launch, pieces to prefetch, inline assembly, one token's first weights held in registers).
     """
-    begin_dependent(FLAGS[2] == 1)
+    begin_dependent(FLAGS[2] == NEVER_LATE)
     # Weights are on their way while the kernel before this one still runs.
     first = None
     if FLAGS[5] and TOKENS == 1:
-        first = _first_weights(p_w, p_r, NG, UNITS, WARPS[0], WARPS[1], FLAGS[4])
+        first = first_weights(p_w, p_r, NG, UNITS, WARPS[0], WARPS[1], FLAGS[4])
     if FLAGS[3] > 0:
         _prefetch(p_w, p_r, NG, FLAGS[3], WARPS[0], WARPS[1], FLAGS[4])
     wait_for_inputs(FLAGS[2] > 0)
@@ -273,18 +251,19 @@ def plane_gemv_kernel(
     # Plane offsets in words may pass 2^31.
     o_plane = o_plane.to(tl.int64)
     same = tl.where(low == high, low, 0)
+    _begin_shallow(high, FLAGS[2])
     # What is added to the product comes in while it is made.
     i_token = tl.arange(0, 32)[None, :] % 4
     b_depth = tl.load(p_depth + i_token, mask=i_token < tokens, other=1).to(tl.int32)
     terms = _row_terms(p_y, p_bias, p_shift, p_gain, b_depth, rows, tokens, FLAGS[0], WARPS[0])
     b_y0, b_y1 = _at_one_depth(
-        p_w, p_r, p_x, p_m, o_plane, NG, tokens, same, first, SLICES, UNITS, WARPS, FLAGS[1], FLAGS[4]
+        p_w, p_r, p_x, p_m, o_plane, NG, tokens, same, first, SLICES, TOKENS, UNITS, WARPS, FLAGS[1], FLAGS[4]
     )  # fmt: skip
     for k in tl.static_range(2, SLICES + 1 if TOKENS > 1 else 2):
         if (low != high) & (high == k):
             b_y0, b_y1 = _mixed(p_w, p_r, p_x, p_m, p_depth, o_plane, NG, tokens, present, k, TOKENS, WARPS,
                                 FLAGS[1] % WARPS[1] == 0, FLAGS[4])  # fmt: skip
-    begin_dependent(FLAGS[2] == 2)
+    begin_dependent(FLAGS[2] > 0 and FLAGS[2] < NEVER_LATE)
     _store_rows(p_y, b_y0, b_y1, terms, rows, tokens, WARPS[0], WARPS[1])
 
 
@@ -311,7 +290,7 @@ def routed_gemv_kernel(
     plane_gemv_kernel, then (router parts, hidden, mode, first weights held, whether the router is a sketch, linears of
     the product, linears after them whose depths are decided here, whether its own depth was decided before).
     """
-    begin_dependent(FLAGS[2] == 1)
+    begin_dependent(FLAGS[2] == NEVER_LATE)
     NG = tl.cdiv(width, 128)
     # Plane offsets in words may pass 2^31.
     o_plane = o_plane.to(tl.int64)
@@ -321,7 +300,7 @@ def routed_gemv_kernel(
     # What no kernel of a step writes is on its way while the kernel before this one still runs.
     first = None
     if FLAGS[8]:
-        first = _first_weights(p_w, p_r, NG, UNITS, WARPS[0], WARPS[1], FLAGS[4])
+        first = first_weights(p_w, p_r, NG, UNITS, WARPS[0], WARPS[1], FLAGS[4])
     constants = (0.0, 0.0)
     if not FLAGS[12]:
         constants = router_constants(p_small, p_control, head, FLAGS[6], FLAGS[7], FLAGS[9])
@@ -334,12 +313,13 @@ def routed_gemv_kernel(
         b_sum = sum_parts(p_part, FLAGS[5], FLAGS[6])
         depth, scale = decide(p_record, constants, b_sum, width, eps, head, new_head, FLAGS[6], FLAGS[7],
                               p_small is not None, FLAGS[9])  # fmt: skip
+    _begin_shallow(depth, FLAGS[2])
     # What is added to the product comes in while it is made.
     terms = _row_terms(p_y, p_bias, p_shift, p_gain, depth, rows, 1, FLAGS[0], WARPS[0])
     b_y0, b_y1 = _at_one_depth(
-        p_w, p_r, p_x, p_m, o_plane, NG, 1, depth, first, WARPS[2], UNITS, WARPS, FLAGS[1], FLAGS[4]
+        p_w, p_r, p_x, p_m, o_plane, NG, 1, depth, first, WARPS[2], 1, UNITS, WARPS, FLAGS[1], FLAGS[4]
     )  # fmt: skip
-    begin_dependent(FLAGS[2] == 2)
+    begin_dependent(FLAGS[2] > 0 and FLAGS[2] < NEVER_LATE)
     _store_rows(p_y, b_y0 * scale, b_y1 * scale, terms, rows, 1, WARPS[0], WARPS[1])
     # Behind its own rows, which come first: nobody asks for these depths before another launch has come and gone.
     if first_tile == 0:

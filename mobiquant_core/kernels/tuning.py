@@ -10,6 +10,9 @@ import torch
 _WARPS_PER_MULTIPROCESSOR = 11
 """Warps to aim for on each multiprocessor: enough loads under way to keep its share of the memory busy."""
 
+NEVER_LATE = 5
+"""A depth that no weight has."""
+
 
 @dataclass(frozen=True)
 class Tuning:
@@ -25,35 +28,34 @@ class Tuning:
     """Pieces of 4 kB of the first plane that a warp asks for before it knows the depth."""
     held: bool = False
     """Whether a product of one token loads its first step's plane and ranges before its input is there."""
-    late: bool = False
-    """Whether the next kernel may start only when this one's products are done, not at once."""
+    late: int = NEVER_LATE
+    """Depth from which on the next kernel may start only when this one's products are done; before, at once."""
     registers: int | None = None
     """Registers of a thread at most, for one token and from five on: fewer let more warps share a multiprocessor, whose
     four parts have 16,384 each."""
 
 
 _UNITS = (4, 2, 1, 1)
+_MORE = (4, 2, 2, 2)
 _IN_STEP: dict[tuple[int, int], Tuning] = {
-    (6144, 32): Tuning(1, 4, _UNITS, 1, held=True),
-    # Registers: as many as let all programs of the product run at once.
-    (4096, 32): Tuning(1, 8, _UNITS, 1, held=True, registers=128),
-    (28672, 32): Tuning(2, 1, _UNITS, 1, held=True),
-    (4096, 112): Tuning(1, 8, _UNITS, 1, held=True),
+    (6144, 32): Tuning(1, 4, _MORE, held=True, registers=168),
+    (4096, 32): Tuning(1, 8, _UNITS, 1, held=True, registers=96),
+    (28672, 32): Tuning(2, 1, _UNITS, 1, held=True, registers=112),
+    (4096, 112): Tuning(1, 8, _MORE, 1, held=True, registers=128),
     # The output head of a Llama 3, always read at full depth.
-    (128256, 32): Tuning(2, 1, (4, 2, 2, 2), 1, held=True),
+    (128256, 32): Tuning(2, 1, _MORE, 1, held=True, registers=128),
 }
-"""(rows, groups): what won at one token in whole decode steps on an H100 and an H200, which have the same chip."""
+"""(rows, groups): what won at one token in whole decode steps on an H200; an H100 has the same chip. Registers: as many
+as let all programs of a product run at once, or else the compiler would take a few more and lose two in eight."""
 _ALONE: dict[tuple[int, int], Tuning] = {
-    (6144, 32): Tuning(1, 4, (4, 2, 2, 2), held=True, registers=168),
-    (28672, 32): Tuning(2, 1, (4, 2, 2, 2), 1, held=True, registers=128),
-    (4096, 112): Tuning(1, 8, (4, 2, 2, 2), 1, held=True, registers=128),
+    (6144, 32): Tuning(1, 4, _MORE, held=True, late=2, registers=128),
+    (4096, 32): Tuning(1, 8, _UNITS, 1, held=True, registers=128),
+    (28672, 32): Tuning(2, 1, (4, 4, 2, 2), held=True, late=3, registers=128),
+    (4096, 112): Tuning(1, 8, _MORE, held=True, registers=128),
 }
-"""(rows, groups): what won on an H200 where a product of one token stands alone, if other than in a step."""
+"""(rows, groups): what won on an H200 where a product of one token stands alone."""
 _SPLITS_OF_SEVERAL: dict[tuple[int, int], int] = {(6144, 32): 4, (4096, 32): 8, (28672, 32): 2, (4096, 112): 8}
 """(rows, groups): warps of a tile that won at 8 and 16 tokens of mixed depths on an H100; an H200 has the same chip."""
-REGISTERS_WITHOUT_ROUTER = 128
-"""Cap of a step's product that has no router to run: the compiler would take a few registers more, and a multiprocessor
-two programs of gate and up less."""
 _HOPPER = ("NVIDIA H100 80GB HBM3", "NVIDIA H200")
 _AHEAD = 8 * 2**20
 """Bytes of the next gate and up planes that attention asks for in a decode step: what won of 0, 8, 16 and 28 MiB on an

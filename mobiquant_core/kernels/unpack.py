@@ -10,8 +10,8 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 
 from mobiquant_core.kernels.code_products import merged
+from mobiquant_core.kernels.group_sums import half_of
 from mobiquant_core.kernels.lanes import pair16, store4, stream2, stream4
-from mobiquant_core.kernels.plane_gemv import half_of
 from mobiquant_core.packing import PackedWeight
 
 _WARPS = 4

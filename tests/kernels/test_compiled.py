@@ -26,7 +26,7 @@ else:
     kernel = batch_gemv_kernel
     pointers |= {"p_m": "*i32", "p_plan": "*i32"}
     numbers["padded"] = "i32"
-    constants |= {"TT": tokens // 4, "FLAGS": (False, overlap, 1, 8, True)}
+    constants |= {"TT": tokens // 4, "FLAGS": (False, bool(overlap), True)}
     del pointers["p_depth"], numbers["tokens"]
 names = kernel.arg_names
 aligned = [*pointers, "o_plane", "NG", "rows"]
@@ -63,7 +63,7 @@ elif kernel == "product":
     integers |= {"p_x": "*i32"}
     constants = {"p_bias": None, "p_shift": None, "p_gain": None, "UNITS": (4, 2, 1, 1), "WARPS": (2, 1, 4, 8, 2**30)}
     role = (2, 1, False) if router == "leader" else (1, 0, router == "follower")
-    constants |= {"FLAGS": (False, 16, int(capability >= 90), 1, True, 8, 16, mode, False, sketch, *role)}
+    constants |= {"FLAGS": (False, 16, 5 * (capability >= 90), 1, True, 8, 16, mode, False, sketch, *role)}
     constants |= {"p_small": None} if router == "follower" else {}
 else:
     kernel, warps = attention_kernel, 4
@@ -98,7 +98,7 @@ def compiled(program: str, setting: list, home: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("capability", "tokens", "units", "overlap"), [(90, 1, (4, 2, 1, 1), 1), (80, 4, (1, 1, 1, 1), 0), (90, 8, (), 1)]
+    ("capability", "tokens", "units", "overlap"), [(90, 1, (4, 2, 1, 1), 3), (80, 4, (1, 1, 1, 1), 0), (90, 8, (), 1)]
 )
 def test_lanes_and_loads(capability: int, tokens: int, units: tuple[int, ...], overlap: int, tmp_path: Path) -> None:
     made = compiled(_COMPILE, [capability, tokens, units, overlap], tmp_path)
@@ -113,9 +113,11 @@ def test_lanes_and_loads(capability: int, tokens: int, units: tuple[int, ...], o
     before, _, after = made["ptx"].partition("griddepcontrol.wait")
     assert bool(after) == bool(overlap)
     if tokens == 1:
-        # One token's first weights, 4 groups and their ranges, are loads that no compiler moves behind the wait.
+        # One token's first weights, 4 groups and a lane's own range, are loads that no compiler moves behind the wait.
         assert before.count("ld.global.L1::no_allocate.L2::128B.v4.b32") == 4
-        assert before.count("ld.global.L1::no_allocate.v2.b32") == 4
+        assert before.count("ld.global.L1::no_allocate.v2.b32") == 1
+        # The next kernel starts where the depth is below 3, or behind the products.
+        assert "launch_dependents" not in before and after.count("griddepcontrol.launch_dependents") == 2
 
 
 @pytest.mark.parametrize(
