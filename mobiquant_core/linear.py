@@ -108,10 +108,13 @@ class MobiLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "... in_features"]) -> Float[Tensor, "... out_features"]:
         depths = routing.current_pass().depths(self, x)
+        tokens = x.reshape(-1, self.in_features)
         if isinstance(depths, int):
-            y = F.linear(x, self.dense(depths, x.dtype), self.bias)
-            return y if self.shift is None else y + self.shift[depths - 1].to(y.dtype)
-        return self.at_depths(x.reshape(-1, self.in_features), depths).view(*x.shape[:-1], self.out_features)
+            if self.packed is None or not dispatch.whole_prompt(self.packed, tokens):
+                y = F.linear(x, self.dense(depths, x.dtype), self.bias)
+                return y if self.shift is None else y + self.shift[depths - 1].to(y.dtype)
+            depths = torch.full((tokens.shape[0],), depths, dtype=torch.uint8, device=x.device)
+        return self.at_depths(tokens, depths).view(*x.shape[:-1], self.out_features)
 
     def at_depths(
         self, x: Float[Tensor, "tokens in_features"], depths: UInt8[Tensor, " tokens"]

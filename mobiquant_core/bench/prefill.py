@@ -6,8 +6,7 @@ import torch
 
 from mobiquant_core.bench.kernel import SHAPES, exact, random_packed, relative_error
 from mobiquant_core.bench.timing import graph_microseconds
-from mobiquant_core.kernels import many_tokens
-from mobiquant_core.kernels.unpack import unpack_depths
+from mobiquant_core.kernels import gpu, many_tokens, prompt_product
 
 TOKENS = 2048
 MIXES: dict[str, tuple[float, ...]] = {
@@ -20,13 +19,17 @@ MIXES: dict[str, tuple[float, ...]] = {
 """Share of tokens at each depth."""
 
 
+FEW_TOKENS = (17, 32, 48, 64, 128, 256, 512, 1024)
+"""Numbers of tokens about which it changes which road is the quicker one."""
+
+
 def draw_depths(mix: tuple[float, ...], tokens: int) -> torch.Tensor:
     shares = torch.tensor(mix, device="cuda")
     return (torch.multinomial(shares, tokens, replacement=True) + 1).to(torch.uint8)
 
 
 def measure(tokens: int = TOKENS) -> list[dict[str, Any]]:
-    """One row per linear and mix of depths, with the parts of the road: sort, unpack, product, gather."""
+    """One row per linear and mix of depths: the road that is taken, and the one by dense weights."""
     rows = []
     for name, (sections, width) in SHAPES.items():
         packed = random_packed(sections[:1], width)
@@ -38,12 +41,9 @@ def measure(tokens: int = TOKENS) -> list[dict[str, Any]]:
             y = many_tokens.multiply(packed, x, depths)
             some = torch.randperm(tokens, device="cuda")[:64]
             error = relative_error(y[some], exact(packed, x[some], depths[some][None]))
-            whole = graph_microseconds([lambda d=depths, p=packed, x=x: many_tokens.multiply(p, x, d)] * 3)
-            order = many_tokens.order_by_depth(depths, 4)
-            weights = unpack_depths(packed, order.counts, x.dtype)
-            sort = graph_microseconds([lambda d=depths: many_tokens.order_by_depth(d, 4)] * 3)
-            unpack = graph_microseconds(
-                [lambda p=packed, o=order, w=weights: unpack_depths(p, o.counts, torch.bfloat16, out=w)] * 3
+            whole, dense_road = (
+                graph_microseconds([lambda d=depths, p=packed, x=x, road=road: road(p, x, d)] * 3)
+                for road in (many_tokens.multiply, many_tokens.by_dense_weights)
             )
             rows.append(
                 {
@@ -55,9 +55,27 @@ def measure(tokens: int = TOKENS) -> list[dict[str, Any]]:
                     "bf16_microseconds": bf16,
                     "microseconds": whole,
                     "share_of_bf16_speed": bf16 / whole,
-                    "sort": sort,
-                    "unpack": unpack,
+                    "dense_weights_microseconds": dense_road,
                     "error": error,
                 }
             )
+    return rows
+
+
+def measure_crossover() -> list[dict[str, Any]]:
+    """Few tokens of mixed depths, in microseconds: pieces of 16 straight from planes, dense weights, the product for
+    prompts where it runs."""
+    rows = []
+    for name, (sections, width) in SHAPES.items():
+        packed = random_packed(sections[:1], width)
+        for tokens in FEW_TOKENS:
+            x = torch.randn(tokens, width, device="cuda", dtype=torch.bfloat16)
+            depths = draw_depths(MIXES["3 bits mixed"], tokens)
+            roads = {"pieces": gpu.in_pieces, "dense_weights": many_tokens.by_dense_weights}
+            if prompt_product.takes(x):
+                roads["prompt"] = prompt_product.multiply
+            row: dict[str, Any] = {"shape": name, "rows": sections[0], "tokens": tokens}
+            for label, road in roads.items():
+                row[label] = graph_microseconds([lambda d=depths, p=packed, x=x, road=road: road(p, x, d)] * 3)
+            rows.append(row)
     return rows

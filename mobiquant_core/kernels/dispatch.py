@@ -104,6 +104,15 @@ def mixed_planes(
     return gpu.mixed_linear(packed, x, depths, bias, shift, gain)
 
 
+def whole_prompt(packed: PackedWeight, x: Float[Tensor, "tokens in_features"]) -> bool:
+    """Whether planes are quicker than a dense weight even where all these tokens have one depth."""
+    if not x.is_cuda:
+        return False
+    from mobiquant_core.kernels import gpu
+
+    return gpu.whole_prompt(packed, x)
+
+
 def dense(
     packed: PackedWeight, depth: int, dtype: torch.dtype, gain: Float[Tensor, "depths out"] | None = None
 ) -> Float[Tensor, "out in_features"]:

@@ -12,6 +12,11 @@ MOST_IN_PIECES = 48
 """Up to so many tokens, pieces of 16 through the planes beat writing dense weights first (measured on an H200)."""
 
 
+def whole_prompt(packed: PackedWeight, x: Float[Tensor, "tokens in_features"]) -> bool:
+    """Whether so many tokens are multiplied straight from planes in one launch, which wins at one depth as well."""
+    return many_tokens.by_planes(packed, x)
+
+
 def mixed_linear(
     packed: PackedWeight,
     x: Float[Tensor, "tokens in_features"],
@@ -23,6 +28,18 @@ def mixed_linear(
     """Every token times the weight at its own depth, in the type of x."""
     if x.shape[0] > MOST_IN_PIECES and x.dtype in (torch.bfloat16, torch.float16):
         return many_tokens.multiply(packed, x, depths, bias, shift, gain)
+    return in_pieces(packed, x, depths, bias, shift, gain)
+
+
+def in_pieces(
+    packed: PackedWeight,
+    x: Float[Tensor, "tokens in_features"],
+    depths: UInt8[Tensor, " tokens"],
+    bias: Float[Tensor, " out"] | None = None,
+    shift: Float[Tensor, "depths out"] | None = None,
+    gain: Float[Tensor, "depths out"] | None = None,
+) -> Float[Tensor, "tokens out"]:
+    """The same, sixteen tokens at a time."""
     out = x.new_empty(x.shape[0], packed.out_features)
     for first in range(0, x.shape[0], few_tokens.MOST_TOKENS):
         piece = slice(first, first + few_tokens.MOST_TOKENS)

@@ -1,0 +1,103 @@
+"""The product for prompts: what sorts its tokens, what the compiler makes of it, and on a Hopper card its results."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mobiquant_core.bench.kernel import exact, random_packed, relative_error
+from mobiquant_core.kernels import many_tokens, prompt_product
+
+_COMPILE = """
+import json
+from triton.backends.compiler import GPUTarget
+from triton.compiler import compile
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon._runtime import GluonASTSource
+from mobiquant_core.kernels.prompt_kernel import product_kernel as kernel
+
+constants = {"p_gain": None, "p_bias": None, "p_shift": None, "SLICES": 4}
+boxes = f"tensordesc<bf16[256, 64],{gl.NVMMASharedLayout(128, 16, 2)!r}>"
+types = {"x_desc": boxes, "sorted_desc": boxes, "p_y": "*bf16", "p_partial": "*fp32"}
+names = kernel.arg_names
+pointers = [name for name in names if name.startswith("p_") and name not in constants]
+signature = {name: "constexpr" if name in constants else "*i32" if name in pointers else "i32" for name in names}
+source = GluonASTSource(
+    kernel,
+    signature | types,
+    {(names.index(name),): value for name, value in constants.items()},
+    {(names.index(name),): [["tt.divisibility", 16]] for name in [*pointers, "rows"]},
+)
+made = compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8, "launch_pdl": True})
+print(json.dumps({"ptx": made.asm["ptx"], "shared": made.metadata.shared}))
+"""
+
+
+@pytest.mark.parametrize("slices", [4, 2])
+def test_tokens_in_the_order_of_their_depth(device: str, slices: int) -> None:
+    packed = random_packed((144,), 200, device, slices)
+    x = torch.randn(70, 200, device=device).half()
+    depths = torch.randint(1, slices + 1, (70,), dtype=torch.uint8, device=device)
+    found = prompt_product.sort(x, depths, packed)
+    order = torch.argsort(depths, stable=True)
+    assert torch.equal(found.tokens.long(), order)
+    assert torch.equal(found.counts.long()[1:], torch.bincount(depths, minlength=slices + 1)[1:])
+    assert torch.equal(found.x[:70], x[order])
+    # Two blocks of 128 rows for each depth, of which no half is done.
+    assert found.arrived.tolist() == [0] * 2 * slices
+
+
+@pytest.mark.parametrize("tokens", [9, 256])
+def test_only_whole_tiles_of_one_depth_stay_where_they_are(device: str, tokens: int) -> None:
+    packed, x = random_packed((16,), 128, device), torch.randn(tokens, 128, device=device)
+    depths = torch.full((tokens,), 3, dtype=torch.uint8, device=device)
+    found = prompt_product.sort(x, depths, packed)
+    assert found.tokens.tolist() == list(range(tokens)) and found.counts.tolist()[1:] == [0, 0, tokens, 0]
+    assert torch.equal(found.x[:tokens], x) == (tokens == 9)
+
+
+def test_other_types_and_cards_take_dense_weights() -> None:
+    packed, x = random_packed((128,), 128, "cpu"), torch.zeros(512, 128)
+    assert not prompt_product.takes(x.bfloat16()) and not many_tokens.by_planes(packed, x)
+
+
+def test_weights_go_to_shared_memory_in_wide_pieces(tmp_path: Path) -> None:
+    pytest.importorskip("triton.experimental.gluon")
+    environment = {"PATH": "/usr/bin:/bin", "TRITON_INTERPRET": "0", "HOME": str(tmp_path)}
+    command = [sys.executable, "-c", _COMPILE]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    made = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    # What a multiprocessor of compute capability 9.0 has.
+    assert made["shared"] <= 227 * 1024
+    # Four products of 16 columns for each of two stages and three widths; both operands are in shared memory.
+    products = re.findall(r"wgmma\.mma_async\S*m64n(\d+)k16\S*", made["ptx"])
+    assert sorted(products, key=int) == ["64"] * 8 + ["128"] * 8 + ["256"] * 8
+    # Sixteen for each depth: 128 rows of a group by 128 threads, eight weights each; no other way through memory.
+    wide = re.findall(r"st\.shared\.v4\.b32", made["ptx"])
+    assert len(wide) == 4 * 16 and "ld.local" not in made["ptx"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(
+    ("rows", "width", "shares"),
+    [(128, 128, (1.0,)), (129, 1000, (0, 0, 1.0)), (1000, 4096, (0.4, 0.3, 0.2, 0.1)), (4096, 14336, (0.5, 0.5))],
+)
+@pytest.mark.parametrize("tokens", [49, 300, 2048])
+def test_prompts_on_a_gpu(rows: int, width: int, shares: tuple[float, ...], tokens: int) -> None:
+    x = torch.randn(tokens, width, device="cuda").bfloat16()
+    if not prompt_product.takes(x):
+        pytest.skip("this card takes dense weights")
+    packed = random_packed((rows,), width)
+    depths = (torch.multinomial(torch.tensor(shares), tokens, replacement=True) + 1).to(torch.uint8).cuda()
+    gain, shift = torch.rand(4, rows, device="cuda") + 0.5, torch.randn(4, rows, device="cuda")
+    bias, own = torch.randn(rows, device="cuda"), depths.long() - 1
+    truth = exact(packed, x, depths[None])
+    assert relative_error(prompt_product.multiply(packed, x, depths), truth) < 5e-3
+    found = prompt_product.multiply(packed, x, depths, bias, shift, gain)
+    assert relative_error(found, truth * gain[own] + bias + shift[own]) < 5e-3
