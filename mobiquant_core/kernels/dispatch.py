@@ -105,8 +105,8 @@ def mixed_planes(
 
 
 def whole_prompt(packed: PackedWeight, x: Float[Tensor, "tokens in_features"]) -> bool:
-    """Whether planes are quicker than a dense weight even where all these tokens have one depth."""
-    if not x.is_cuda:
+    """Whether planes, which have no gradient, are quicker than a dense weight where all these tokens have one depth."""
+    if not x.is_cuda or (torch.is_grad_enabled() and x.requires_grad):
         return False
     from mobiquant_core.kernels import gpu
 

@@ -102,7 +102,7 @@ def takes(x: Float[Tensor, "tokens in_features"]) -> bool:
         return False
     # Shared memory is filled in pieces of 16 bytes of a row.
     aligned = x.stride(1) == 1 and not (x.stride(0) % 8 or x.shape[1] % 8 or x.data_ptr() % 16)
-    return aligned and x.shape[0] <= MOST_TOKENS and _kernel() is not None
+    return aligned and x.stride(0) >= x.shape[1] and x.shape[0] <= MOST_TOKENS and _kernel() is not None
 
 
 @cache
@@ -121,6 +121,7 @@ def sort(
     """What the product reads besides x, made in one launch."""
     tokens, device = x.shape[0], x.device
     units = packed.slices * -(-packed.sections[section] // _ROWS)
+    overlaps = x.is_cuda and torch.cuda.get_device_capability(device) >= (9, 0)
     sizes = (tokens, packed.slices + 1, units)
     found = SortedTokens(
         torch.empty(tokens + _WIDEST, x.shape[1], dtype=x.dtype, device=device),
@@ -129,7 +130,7 @@ def sort(
     sort_kernel[(triton.cdiv(tokens, _SORTED_AT_ONCE),)](
         x, depths.contiguous(), found.x, found.tokens, found.counts, found.arrived, x.stride(0), tokens, x.shape[1],
         units, TOKENS=_SORTED_AT_ONCE, SLICES=packed.slices, BLOCK=_BLOCK, COLUMNS=_COPIED, TILE=_WIDEST,
-        PDL=x.is_cuda, num_warps=8,
+        PDL=overlaps, num_warps=8,
     )  # fmt: skip
     return found
 

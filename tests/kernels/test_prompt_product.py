@@ -85,19 +85,32 @@ def test_weights_go_to_shared_memory_in_wide_pieces(tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(
-    ("rows", "width", "shares"),
-    [(128, 128, (1.0,)), (129, 1000, (0, 0, 1.0)), (1000, 4096, (0.4, 0.3, 0.2, 0.1)), (4096, 14336, (0.5, 0.5))],
-)
-@pytest.mark.parametrize("tokens", [49, 300, 2048])
-def test_prompts_on_a_gpu(rows: int, width: int, shares: tuple[float, ...], tokens: int) -> None:
+    ("sections", "width", "shares"),
+    [
+        ((128,), 128, (1.0,)), ((129,), 1000, (0, 0, 1.0)), ((1000,), 4096, (0.4, 0.3, 0.2, 0.1)),
+        ((4096,), 14336, (0.5, 0.5)), ((16, 200), 1032, (0.6, 0.4)),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("tokens", [49, 300, 512, 2048])
+def test_prompts_on_a_gpu(sections: tuple[int, ...], width: int, shares: tuple[float, ...], tokens: int) -> None:
     x = torch.randn(tokens, width, device="cuda").bfloat16()
     if not prompt_product.takes(x):
         pytest.skip("this card takes dense weights")
-    packed = random_packed((rows,), width)
+    section, rows = len(sections) - 1, sections[-1]
+    packed = random_packed(sections, width, slices=max(2, len(shares)))
     depths = (torch.multinomial(torch.tensor(shares), tokens, replacement=True) + 1).to(torch.uint8).cuda()
     gain, shift = torch.rand(4, rows, device="cuda") + 0.5, torch.randn(4, rows, device="cuda")
     bias, own = torch.randn(rows, device="cuda"), depths.long() - 1
-    truth = exact(packed, x, depths[None])
-    assert relative_error(prompt_product.multiply(packed, x, depths), truth) < 5e-3
-    found = prompt_product.multiply(packed, x, depths, bias, shift, gain)
+    truth = exact(packed, x, depths.expand(section + 1, -1))[:, -rows:]
+    assert relative_error(prompt_product.multiply(packed, x, depths, section=section), truth) < 5e-3
+    found = prompt_product.multiply(packed, x, depths, bias, shift, gain, section=section)
     assert relative_error(found, truth * gain[own] + bias + shift[own]) < 5e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_product_for_prompts_is_taken_where_it_is_written_for_the_card() -> None:
+    x = torch.randn(512, 256, device="cuda").bfloat16()
+    packed = random_packed((128,), 256)
+    assert many_tokens.by_planes(packed, x) == prompt_product.takes(x)
+    assert not many_tokens.by_planes(packed, x[:100])
