@@ -23,7 +23,7 @@ from mobiquant_core.bench import kernel as bench
 from mobiquant_core.bench.random_model import LLAMA_3_8B, random_weights
 from mobiquant_core.fast_decode.decoder import Decoder
 from mobiquant_core.fast_decode.step import Step
-from mobiquant_core.kernels import few_tokens, many_tokens, prompt_product
+from mobiquant_core.kernels import few_tokens, gpu, many_tokens, prompt_product
 from mobiquant_core.kernels.activation import split
 from mobiquant_core.kernels.step_launches import MODE_AS_IT_IS, MODE_GATE, MODE_NORM
 from mobiquant_core.kernels.tuning import Tuning
@@ -81,10 +81,10 @@ def few_points(width: int, tokens: int, kind: str) -> tuple[list[str], dict[str,
         if tokens <= few_tokens.MOST_TOKENS:
             out = torch.full((tokens, rows), float("nan"), device="cuda", dtype=DTYPES[kind])
             few_tokens.multiply(packed, few_tokens.prepare(x, depths), depths, out)
-        elif rows >= many_tokens.LEAST_ROWS and prompt_product.takes(x):
+        elif rows >= gpu.LEAST_ROWS and prompt_product.takes(x):
             out = prompt_product.multiply(packed, x, depths[0])
         else:
-            out = many_tokens.by_dense_weights(packed, x, depths[0])
+            out = many_tokens.multiply(packed, x, depths[0])
         truth = bench.exact(packed, x, depths)
         error = bench.relative_error(out, truth)
         # Where the terms of an output cancel, no arithmetic in these types is exact relative to what is left.
@@ -313,12 +313,10 @@ def full_decode() -> None:
 
 
 def long_prompts() -> None:
-    for row in prefill.measure():
-        note("prefill", " ".join(f"{k}={v:.4g}" if isinstance(v, float) else str(v) for k, v in row.items()), **row)
-    for row in prefill.measure_crossover():
-        note(
-            "crossover", " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()), **row
-        )
+    for section, measure in (("prefill", prefill.measure), ("crossover", prefill.measure_crossover)):
+        for row in measure():
+            line = " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items())
+            note(section, line, **row)
 
 
 def slicing() -> None:

@@ -17,8 +17,6 @@ MIXES: dict[str, tuple[float, ...]] = {
     "5 bits mixed": (0.25, 0.25, 0.25, 0.25),
 }
 """Share of tokens at each depth."""
-
-
 FEW_TOKENS = (17, 32, 48, 64, 128, 256, 512, 1024)
 """Numbers of tokens about which it changes which road is the quicker one."""
 
@@ -38,12 +36,12 @@ def measure(tokens: int = TOKENS) -> list[dict[str, Any]]:
         bf16 = graph_microseconds([lambda x=x, w=dense: torch.nn.functional.linear(x, w)] * 3)
         for mix, shares in MIXES.items():
             depths = draw_depths(shares, tokens)
-            y = many_tokens.multiply(packed, x, depths)
+            y = gpu.mixed_linear(packed, x, depths)
             some = torch.randperm(tokens, device="cuda")[:64]
             error = relative_error(y[some], exact(packed, x[some], depths[some][None]))
             whole, dense_road = (
                 graph_microseconds([lambda d=depths, p=packed, x=x, road=road: road(p, x, d)] * 3)
-                for road in (many_tokens.multiply, many_tokens.by_dense_weights)
+                for road in (gpu.mixed_linear, many_tokens.multiply)
             )
             rows.append(
                 {
@@ -71,7 +69,7 @@ def measure_crossover() -> list[dict[str, Any]]:
         for tokens in FEW_TOKENS:
             x = torch.randn(tokens, width, device="cuda", dtype=torch.bfloat16)
             depths = draw_depths(MIXES["3 bits mixed"], tokens)
-            roads = {"pieces": gpu.in_pieces, "dense_weights": many_tokens.by_dense_weights}
+            roads = {"pieces": gpu.in_pieces, "dense_weights": many_tokens.multiply}
             if prompt_product.takes(x):
                 roads["prompt"] = prompt_product.multiply
             row: dict[str, Any] = {"shape": name, "rows": sections[0], "tokens": tokens}

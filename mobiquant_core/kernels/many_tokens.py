@@ -1,12 +1,9 @@
-"""Many tokens times planes: by the product for prompts where there is one, or else by dense weights.
+"""Many tokens times planes: sort tokens by depth on the device, write the weight once per depth, let cuBLAS multiply.
 
-The other road sorts tokens by depth on the device, writes the weight once per depth and lets cuBLAS multiply. Nothing
-is read back by the host, so no launch waits for a count.
+Nothing is read back by the host, so no launch waits for a count.
 """
 
-import warnings
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 import triton
@@ -14,15 +11,9 @@ import triton.language as tl
 from jaxtyping import Float, Int32, UInt8
 from torch import Tensor
 
-from mobiquant_core.kernels import prompt_product
 from mobiquant_core.kernels.unpack import unpack_depths
 from mobiquant_core.packing import PackedWeight
 
-LEAST_TOKENS = 512
-"""From here on the product for prompts is taken: an estimate between 128 tokens of two depths, where on an H200 pieces
-of 16 are about as quick, and 2,048, where it beats dense weights by 1.2 to 1.7."""
-LEAST_ROWS = 128
-"""What one program multiplies; on single rows its weights' rounding can show where terms cancel."""
 _BLOCK = 1024
 
 
@@ -78,56 +69,6 @@ def multiply(
     section: int = 0,
 ) -> Float[Tensor, "tokens out"]:
     """Every token times one section at its own depth, in the 16-bit type of x."""
-    road = prompt_product.multiply if by_planes(packed, x, section) else by_dense_weights
-    return road(packed, x, depths, bias, shift, gain, section=section)
-
-
-def by_planes(packed: PackedWeight, x: Float[Tensor, "tokens in_features"], section: int = 0) -> bool:
-    """Whether the product for prompts takes these tokens, and wins."""
-    large = x.shape[0] >= LEAST_TOKENS and packed.sections[section] >= LEAST_ROWS
-    # Trying it waits for the card, which a graph that is being captured does not allow.
-    return large and prompt_product.takes(x) and not torch.cuda.is_current_stream_capturing() and _works(x.device)
-
-
-@cache
-def _works(device: torch.device) -> bool:
-    """Whether the product for prompts compiles here and agrees with the other road, tried once on a small weight.
-
-    Several blocks of rows, groups and widths of tiles, of mixed depths and of one.
-    """
-    generator = torch.Generator(device).manual_seed(0)
-    words = torch.randint(-(2**31), 2**31, (4, 9, 6, 128), generator=generator, device=device, dtype=torch.int32)
-    # Steps of 2^-6 and edges of -2^-5.
-    ranges = torch.full((9, 6, 16), 0x2400 - 0x58000000, dtype=torch.int32, device=device)
-    packed = PackedWeight(words, ranges, 768, (144,))
-    x = torch.randn(512, 768, generator=generator, device=device).bfloat16()
-    mixed = (torch.arange(512, device=device) - 300).clamp(0) % 4 + 1
-    try:
-        agrees = True
-        for depths in (mixed.to(torch.uint8), torch.full((512,), 2, dtype=torch.uint8, device=device)):
-            expected = by_dense_weights(packed, x, depths)
-            agrees &= torch.allclose(prompt_product.multiply(packed, x, depths), expected, rtol=0.02, atol=0.02)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:
-        # Gluon is young: whatever its compiler raises on another version, prompts take the other road.
-        agrees = False
-    if not agrees:
-        warnings.warn("Prompts take dense weights: the product straight from planes does not work here.", stacklevel=2)
-    return agrees
-
-
-def by_dense_weights(
-    packed: PackedWeight,
-    x: Float[Tensor, "tokens in_features"],
-    depths: UInt8[Tensor, " tokens"],
-    bias: Float[Tensor, " out"] | None = None,
-    shift: Float[Tensor, "depths out"] | None = None,
-    gain: Float[Tensor, "depths out"] | None = None,
-    *,
-    section: int = 0,
-) -> Float[Tensor, "tokens out"]:
-    """`multiply` on every card: a dense weight for each depth that occurs, then one product for all of them."""
     order = order_by_depth(depths, packed.slices)
     dense = unpack_depths(packed, order.counts, x.dtype, section, gain)
     width = dense.shape[-1]

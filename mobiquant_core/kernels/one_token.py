@@ -14,6 +14,12 @@ from mobiquant_core.kernels.lanes import load2_or_zero, load4, quad_sum, stream2
 
 
 @triton.jit
+def _own_unit(THREADS: tl.constexpr, U: tl.constexpr):
+    """The unit whose sums a lane keeps."""
+    return tl.arange(0, THREADS) % 32 % 4 % U
+
+
+@triton.jit
 def _weight_offsets(NG, U: tl.constexpr, TILES: tl.constexpr, SPLIT: tl.constexpr):
     """(words, ranges, group) of the first step: of a warp's first unit, of a lane's own unit, of the first unit."""
     i_thread = tl.arange(0, 32 * TILES * SPLIT)
@@ -22,7 +28,8 @@ def _weight_offsets(NG, U: tl.constexpr, TILES: tl.constexpr, SPLIT: tl.constexp
     i_group = (i_thread // 32 % SPLIT) * U
     # One running offset per thread; what differs between its units is a constant the compiler folds into the load.
     i_unit = i_tile.to(tl.int64) * NG + i_group
-    return i_unit * 128 + i_lane * 4, (i_unit + i_lane % 4 % U) * 16 + (i_lane // 4) * 2, i_group
+    i_own = _own_unit(32 * TILES * SPLIT, U)
+    return i_unit * 128 + i_lane * 4, (i_unit + i_own) * 16 + (i_lane // 4) * 2, i_group
 
 
 @triton.jit
@@ -31,7 +38,7 @@ def _weights(
     EARLY: tl.constexpr = False,
 ):  # fmt: skip
     """(words of every unit's K planes, ranges of a lane's own unit); groups that do not exist are not read."""
-    i_own = tl.arange(0, i_group.numel) % 4 % U
+    i_own = _own_unit(i_group.numel, U)
     w = ()
     for unit in tl.static_range(U):
         m = (i_group + (0 if EVEN else unit) < NG).to(tl.int32)
@@ -52,7 +59,7 @@ def first_weights(
 @triton.jit
 def _own_products(w, x, b_zero, K: tl.constexpr, U: tl.constexpr, ASM: tl.constexpr):
     """Integer products of every lane's own unit, as `products` gives them."""
-    i_own = tl.arange(0, b_zero.numel) % 4 % U
+    i_own = _own_unit(b_zero.numel, U)
     d = products(w, x, b_zero, K, ASM, 0)
     for unit in tl.static_range(1, U):
         e = products(w, x, b_zero, K, ASM, 4 * K * unit)
@@ -76,9 +83,9 @@ def one_token_tiles(
     MIDDLE: tl.constexpr = 2.0 ** (1 - 2 * K)
     o_w, o_r, i_group = _weight_offsets(NG, U, TILES, SPLIT)
     i_lane = tl.arange(0, 32 * TILES * SPLIT) % 32
-    i_column = i_lane // 8 % U
+    i_column, i_own = i_lane // 8 % U, _own_unit(32 * TILES * SPLIT, U)
     o_x = (((i_lane // 4 % 2) * NG + i_group + i_column) * 32 + (i_lane % 4) * 8).to(tl.int64)
-    o_m = ((i_group + i_lane % 4 % U) * 2).to(tl.int64)
+    o_m = ((i_group + i_own) * 2).to(tl.int64)
     b_zero = tl.zeros((32 * TILES * SPLIT,), tl.int32)
     b_acc0, b_acc1 = b_zero.to(tl.float32), b_zero.to(tl.float32)
     if first is not None:
@@ -94,7 +101,7 @@ def one_token_tiles(
         m_own = b_zero + 1
         if not EVEN:
             o_here = tl.where(i_group + i_column < NG, o_x, 0)
-            m_own = (i_group + i_lane % 4 % U < NG).to(tl.int32)
+            m_own = (i_group + i_own < NG).to(tl.int32)
         x = load4(p_x, o_here, ASM) + load4(p_x, o_here + 4, ASM)
         b_scale, b_sum = load2_or_zero(p_m, o_m, m_own, ASM)
         d = _own_products(w, x, b_zero, K, U, ASM)

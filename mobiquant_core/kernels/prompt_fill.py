@@ -21,7 +21,7 @@ from mobiquant_core.kernels.prompt_units import (
 
 @gluon.jit
 def _bring(x_desc, sorted_desc, is_sorted, x_ring, full, slot, place, column):
-    """Asks for 64 columns of a tile's tokens; what lies past the last token arrives as zeros, and counts."""
+    """Asks for 64 columns of a tile's tokens; columns past the last arrive as zeros, and count."""
     if is_sorted:
         async_load(sorted_desc, [place, column], full.index(slot), x_ring.index(slot))
     else:
@@ -90,18 +90,13 @@ def _fill_units(
 
 @gluon.jit
 def fill(
-    x_desc, sorted_desc, p_planes, p_ranges, p_count, even, odd, full, o_plane, groups, first_tile, tiles, tokens,
+    x_desc, sorted_desc, p_planes, p_ranges, p_count, even, odd, full, o_plane, groups, first_tile, tiles,
     SLOTS: gl.constexpr, SLICES: gl.constexpr,
 ):  # fmt: skip
     """Every stage of this program's units. One loop for each depth."""
     index = gl.program_id(0)
     slot, phase, end = index * 0, index * 0, index * 0
-    # Whole tiles of one depth were left where they are.
-    is_sorted = tokens % WIDEST != 0
-    most = end
-    for k in gl.static_range(1, SLICES + 1):
-        most = gl.maximum(most, gl.load(p_count + k))
-    is_sorted = is_sorted | (most < tokens)
+    is_sorted = gl.load(p_count) != 0
     for i_width in range(WIDTHS):
         width = WIDEST >> i_width
         first = end * 0

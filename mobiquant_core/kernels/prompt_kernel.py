@@ -38,10 +38,10 @@ def _ring(SLOTS: gl.constexpr, DTYPE: gl.constexpr):
     return x, w, _barriers(SLOTS, 1)
 
 
-@gluon.jit(do_not_specialize=["o_plane", "groups", "first_tile", "tiles", "tokens"])
+@gluon.jit(do_not_specialize=["o_plane", "groups", "first_tile", "tiles"])
 def product_kernel(
     x_desc, sorted_desc, p_planes, p_ranges, p_token, p_count, p_y, p_gain, p_bias, p_shift, p_partial, p_arrived,
-    o_plane, groups, first_tile, tiles, rows, tokens, SLICES: gl.constexpr,
+    o_plane, groups, first_tile, tiles, rows, SLICES: gl.constexpr,
 ):  # fmt: skip
     """Every unit of 128 rows by 256 tokens of one depth, or what is left of them, after `sort_kernel`."""
     o_plane = o_plane.to(gl.int64)
@@ -66,7 +66,7 @@ def product_kernel(
             (
                 fill,
                 (x_desc, sorted_desc, p_planes, p_ranges, p_count, even, odd, full, o_plane, groups, first_tile, tiles,
-                 tokens, _SLOTS, SLICES),
+                 _SLOTS, SLICES),
             ),
         ],
         [4],

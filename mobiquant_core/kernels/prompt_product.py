@@ -4,6 +4,7 @@ No dense weight is written and the host reads nothing back. The second kernel (p
 capability 9.0 and bf16 only; everywhere else many_tokens.py takes another road. It knows neither layers nor routers.
 """
 
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -14,6 +15,7 @@ import triton.language as tl
 from jaxtyping import Float, Int32, UInt8
 from torch import Tensor
 
+from mobiquant_core.kernels import many_tokens
 from mobiquant_core.kernels.lanes import begin_dependent
 from mobiquant_core.kernels.route import add2
 from mobiquant_core.packing import PackedWeight
@@ -23,6 +25,7 @@ MOST_TOKENS = 65535
 _ROWS, _WIDEST, _COLUMNS = 128, 256, 64
 """What one program multiplies at once: prompt_kernel.py has the same numbers."""
 _SORTED_AT_ONCE, _BLOCK, _COPIED = 8, 2048, 2048
+_WORKS: dict[torch.device, bool] = {}
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class SortedTokens:
     x: Float[Tensor, "padded_tokens in_features"]
     tokens: Int32[Tensor, " tokens"]
     counts: Int32[Tensor, " depths_and_one"]
+    """Whether `x` holds the tokens, then how many have each depth."""
     arrived: Int32[Tensor, " units"]
     """Halves of each narrow unit that are done, at first none."""
 
@@ -83,11 +87,13 @@ def sort_kernel(
         if program == 0:
             tl.store(p_count + k, count)
     tl.store(p_token + b_place, i_token, mask=m_token)
+    copied = (most < tokens) | (tokens % TILE != 0)
     if program == 0:
+        tl.store(p_count, copied.to(tl.int32))
         for first in range(0, units, BLOCK):
             i_unit = first + tl.arange(0, BLOCK)
             tl.store(p_arrived + i_unit, 0, mask=i_unit < units)
-    if (most < tokens) | (tokens % TILE != 0):
+    if copied:
         o_from, o_to = i_token.to(tl.int64) * o_x, b_place.to(tl.int64) * width
         for first in range(0, width, COLUMNS):
             i_column = first + tl.arange(0, COLUMNS)
@@ -113,6 +119,40 @@ def _kernel() -> Any:
     except (ImportError, AttributeError):
         return None
     return product_kernel
+
+
+def works(device: torch.device) -> bool:
+    """Whether the product compiles here and agrees with many_tokens.py, tried once; until then not while a graph is
+    captured, which does not allow the wait that a trial takes."""
+    if device not in _WORKS:
+        if torch.cuda.is_current_stream_capturing():
+            return False
+        _WORKS[device] = _agrees(device)
+    return _WORKS[device]
+
+
+def _agrees(device: torch.device) -> bool:
+    """Tries a small weight of several blocks of rows, groups and widths of tiles, at mixed depths and at one."""
+    generator = torch.Generator(device).manual_seed(0)
+    words = torch.randint(-(2**31), 2**31, (4, 9, 6, 128), generator=generator, device=device, dtype=torch.int32)
+    # Steps of 2^-6 and edges of -2^-5.
+    ranges = torch.full((9, 6, 16), 0x2400 - 0x58000000, dtype=torch.int32, device=device)
+    packed = PackedWeight(words, ranges, 768, (144,))
+    x = torch.randn(512, 768, generator=generator, device=device).bfloat16()
+    mixed = (torch.arange(512, device=device) - 300).clamp(0) % 4 + 1
+    try:
+        agrees = True
+        for depths in (mixed.to(torch.uint8), torch.full((512,), 2, dtype=torch.uint8, device=device)):
+            expected = many_tokens.multiply(packed, x, depths)
+            agrees &= torch.allclose(multiply(packed, x, depths), expected, rtol=0.02, atol=0.02)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
+        # Gluon is young: whatever its compiler raises on another version, prompts take the other road.
+        agrees = False
+    if not agrees:
+        warnings.warn("Prompts take dense weights: the product straight from planes does not work here.", stacklevel=2)
+    return agrees
 
 
 def sort(
@@ -160,7 +200,7 @@ def multiply(
     _kernel()[(_programs(x.device),)](
         *boxes, packed.planes, packed.ranges, found.tokens, found.counts, out, gain, bias, shift, partial,
         found.arrived, packed.planes.stride(0), packed.groups, ends[section], ends[section + 1] - ends[section],
-        out.shape[1], x.shape[0], SLICES=packed.slices, num_warps=8, launch_pdl=True,
+        out.shape[1], SLICES=packed.slices, num_warps=8, launch_pdl=True,
     )  # fmt: skip
     return out
 

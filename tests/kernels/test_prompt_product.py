@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mobiquant_core.bench.kernel import exact, random_packed, relative_error
-from mobiquant_core.kernels import many_tokens, prompt_product
+from mobiquant_core.kernels import gpu, prompt_product
 
 _COMPILE = """
 import json
@@ -46,7 +46,7 @@ def test_tokens_in_the_order_of_their_depth(device: str, slices: int) -> None:
     order = torch.argsort(depths, stable=True)
     assert torch.equal(found.tokens.long(), order)
     assert torch.equal(found.counts.long()[1:], torch.bincount(depths, minlength=slices + 1)[1:])
-    assert torch.equal(found.x[:70], x[order])
+    assert torch.equal(found.x[:70], x[order]) and found.counts[0] == 1
     # Two blocks of 128 rows for each depth, of which no half is done.
     assert found.arrived.tolist() == [0] * 2 * slices
 
@@ -57,12 +57,25 @@ def test_only_whole_tiles_of_one_depth_stay_where_they_are(device: str, tokens: 
     depths = torch.full((tokens,), 3, dtype=torch.uint8, device=device)
     found = prompt_product.sort(x, depths, packed)
     assert found.tokens.tolist() == list(range(tokens)) and found.counts.tolist()[1:] == [0, 0, tokens, 0]
-    assert torch.equal(found.x[:tokens], x) == (tokens == 9)
+    assert torch.equal(found.x[:tokens], x) == (tokens == 9) == bool(found.counts[0])
 
 
 def test_other_types_and_cards_take_dense_weights() -> None:
     packed, x = random_packed((128,), 128, "cpu"), torch.zeros(512, 128)
-    assert not prompt_product.takes(x.bfloat16()) and not many_tokens.by_planes(packed, x)
+    assert not prompt_product.takes(x.bfloat16()) and not gpu.whole_prompt(packed, x)
+
+
+def test_the_product_is_tried_once_and_never_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    capturing, trials = True, []
+    monkeypatch.setattr(prompt_product, "_WORKS", {})
+    monkeypatch.setattr(prompt_product, "_agrees", lambda device: trials.append(device) is None)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    device = torch.device("cuda", 0)
+    assert not prompt_product.works(device) and not trials
+    capturing = False
+    assert prompt_product.works(device)
+    capturing = True
+    assert prompt_product.works(device) and trials == [device]
 
 
 def test_weights_go_to_shared_memory_in_wide_pieces(tmp_path: Path) -> None:
@@ -112,5 +125,5 @@ def test_prompts_on_a_gpu(sections: tuple[int, ...], width: int, shares: tuple[f
 def test_the_product_for_prompts_is_taken_where_it_is_written_for_the_card() -> None:
     x = torch.randn(512, 256, device="cuda").bfloat16()
     packed = random_packed((128,), 256)
-    assert many_tokens.by_planes(packed, x) == prompt_product.takes(x)
-    assert not many_tokens.by_planes(packed, x[:100])
+    assert gpu.whole_prompt(packed, x) == prompt_product.takes(x)
+    assert not gpu.whole_prompt(packed, x[:100])
