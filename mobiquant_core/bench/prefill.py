@@ -14,6 +14,7 @@ MIXES: dict[str, tuple[float, ...]] = {
     "4 bits": (0.0, 1.0),
     "8 bits": (0.0, 0.0, 0.0, 1.0),
     "3 bits mixed": (0.5, 0.5),
+    "4 bits mixed": (0.35, 0.4, 0.15, 0.1),
     "5 bits mixed": (0.25, 0.25, 0.25, 0.25),
 }
 """Share of tokens at each depth."""

@@ -6,26 +6,50 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 
 from mobiquant_core.kernels.gluon_names import async_load
 from mobiquant_core.kernels.prompt_cuts import COLUMNS, THREADS, cut, factors, load_ranges, load_words
-from mobiquant_core.kernels.prompt_units import (
-    WIDEST,
-    WIDTHS,
-    advance,
-    first_token,
-    parts_of,
-    place_of,
-    row_blocks,
-    token_tiles,
-    units_left,
-)
+from mobiquant_core.kernels.prompt_plan import NARROWEST, SURPLUS, WIDEST
+from mobiquant_core.kernels.prompt_units import advance, all_units, in_a_word, take_unit, unit_at
+
+_BYTES = gl.constexpr(2 * COLUMNS * 2)
+"""Of a token in two stages."""
 
 
 @gluon.jit
-def _bring(x_desc, sorted_desc, is_sorted, x_ring, full, slot, place, column):
-    """Asks for 64 columns of a tile's tokens; columns past the last arrive as zeros, and count."""
-    if is_sorted:
-        async_load(sorted_desc, [place, column], full.index(slot), x_ring.index(slot))
+def _depth_of(p_tile, tile):
+    return gl.load(p_tile + tile * 4 + 1)
+
+
+@gluon.jit
+def _tell(told, slot, word):
+    """Which unit a slot is for."""
+    told.index(slot).store(gl.full([1], 0, gl.int32, layout=THREADS) + word)
+
+
+@gluon.jit
+def _bring(boxes, is_sorted, ring, full, slot, kind, place, column, FIRST: gl.constexpr):
+    """Asks for 64 columns of a tile's tokens; columns past the last arrive as zeros, and count. The first of two stages
+    says how many bytes come for both, which has to be a constant."""
+    x_desc, sorted_desc, narrow_desc, surplus_desc = boxes
+    x, full = ring[0].index(slot), full.index(slot)
+    if not is_sorted:
+        if FIRST:
+            mbarrier.expect(full, WIDEST * _BYTES)
+        async_load(x_desc, [place, column], full, x)
+    elif kind < 2:
+        if kind == 0:
+            if FIRST:
+                mbarrier.expect(full, (WIDEST + SURPLUS) * _BYTES)
+            async_load(surplus_desc, [place + WIDEST, column], full, ring[1].index(slot))
+        elif FIRST:
+            mbarrier.expect(full, WIDEST * _BYTES)
+        async_load(sorted_desc, [place, column], full, x)
     else:
-        async_load(x_desc, [place, column], full.index(slot), x_ring.index(slot))
+        if kind == 2:
+            if FIRST:
+                mbarrier.expect(full, 2 * NARROWEST * _BYTES)
+            async_load(narrow_desc, [place + NARROWEST, column], full, x.slice(NARROWEST, NARROWEST))
+        elif FIRST:
+            mbarrier.expect(full, NARROWEST * _BYTES)
+        async_load(narrow_desc, [place, column], full, x.slice(0, NARROWEST))
 
 
 @gluon.jit
@@ -36,77 +60,76 @@ def _group_at(row, group, first_tile, tiles, groups, HALF: gl.constexpr):
 
 
 @gluon.jit
-def _fill_units(
-    x_desc, sorted_desc, is_sorted, p_planes, p_ranges, even, odd, full, o_plane, groups, first_tile, tiles, index,
-    begin, end, tiles_of_tokens, first, count, width, slot, phase, SLOTS: gl.constexpr, K: gl.constexpr,
+def _fill_depth(
+    boxes, is_sorted, p_planes, p_ranges, p_tile, p_taken, even, odd, full, told, o_plane, groups, first_tile, tiles,
+    units, index, slot, phase, SLOTS: gl.constexpr, K: gl.constexpr,
 ):  # fmt: skip
-    """All units of one width and depth."""
-    blocks, parts = row_blocks(tiles), parts_of(width, groups)
-    stride = gl.num_programs(0)
+    """Units from one on, for as long as they have one depth."""
     i_lane = gl.arange(0, 128, layout=THREADS) % 32
     o_words, o_ranges = i_lane * 4, i_lane // 4 * 2
-    if index < end:
-        _tile, row, group, _count = place_of(index - begin, tiles_of_tokens, blocks, parts, groups)
-        at0 = _group_at(row, group, first_tile, tiles, groups, 0)
-        at1 = _group_at(row, group, first_tile, tiles, groups, 1)
-        w0 = load_words(p_planes, at0 * 128 + o_words, o_plane, K)
-        w1 = load_words(p_planes, at1 * 128 + o_words, o_plane, K)
-        r0 = load_ranges(p_ranges, at0 * 16 + o_ranges)
-        r1 = load_ranges(p_ranges, at1 * 16 + o_ranges)
-        for _ in range(units_left(end, index)):
-            tile, row, group, own_groups = place_of(index - begin, tiles_of_tokens, blocks, parts, groups)
-            place = first + first_token(tile, count, width)
-            column = group * 128
-            following = gl.where(index + stride < end, index + stride, index)
-            _tile, row, group, _count = place_of(following - begin, tiles_of_tokens, blocks, parts, groups)
-            next0 = _group_at(row, group, first_tile, tiles, groups, 0)
-            next1 = _group_at(row, group, first_tile, tiles, groups, 1)
-            for i in range(own_groups):
-                # The next group's words are on their way while those of this one are cut.
-                at0 = gl.where(i + 1 < own_groups, at0 + 1, next0)
-                at1 = gl.where(i + 1 < own_groups, at1 + 1, next1)
-                f0 = factors(r0[0], K) + factors(r0[1], K)
-                f1 = factors(r1[0], K) + factors(r1[1], K)
-                r0 = load_ranges(p_ranges, at0 * 16 + o_ranges)
-                r1 = load_ranges(p_ranges, at1 * 16 + o_ranges)
-                n0 = load_words(p_planes, at0 * 128 + o_words, o_plane, K)
-                n1 = load_words(p_planes, at1 * 128 + o_words, o_plane, K)
-                # Nothing is expected before the stage is free: the phase before may still wait for its tokens.
-                mbarrier.wait(even[2].index(slot), phase ^ 1)
-                mbarrier.expect(full.index(slot), 2 * WIDEST * COLUMNS * 2)
-                _bring(x_desc, sorted_desc, is_sorted, even[0], full, slot, place, column)
-                even[1].index(slot).store(cut(w0, w1, f0, f1, 0, K))
-                mbarrier.wait(odd[2].index(slot), phase ^ 1)
-                _bring(x_desc, sorted_desc, is_sorted, odd[0], full, slot, place, column + COLUMNS)
-                odd[1].index(slot).store(cut(w0, w1, f0, f1, 1, K))
-                fence_async_shared()
-                mbarrier.arrive(full.index(slot))
-                slot, phase = advance(slot, phase, SLOTS)
-                column += 2 * COLUMNS
-                w0, w1 = n0, n1
-            index += stride
+    tile, row, group, own_groups = unit_at(index, units, groups)
+    at0 = _group_at(row, group, first_tile, tiles, groups, 0)
+    at1 = _group_at(row, group, first_tile, tiles, groups, 1)
+    w0 = load_words(p_planes, at0 * 128 + o_words, o_plane, K)
+    w1 = load_words(p_planes, at1 * 128 + o_words, o_plane, K)
+    r0 = load_ranges(p_ranges, at0 * 16 + o_ranges)
+    r1 = load_ranges(p_ranges, at1 * 16 + o_ranges)
+    goes_on = index < units[1]
+    while goes_on:
+        kind, place, column = gl.load(p_tile + tile * 4), gl.load(p_tile + tile * 4 + 2), group * 128
+        word = in_a_word(tile, row, group)
+        index = take_unit(p_taken)
+        tile, row, group, next_groups = unit_at(index, units, groups)
+        goes_on = (index < units[1]) & (_depth_of(p_tile, tile) == K)
+        next0 = _group_at(row, group, first_tile, tiles, groups, 0)
+        next1 = _group_at(row, group, first_tile, tiles, groups, 1)
+        for i in range(own_groups):
+            # The next group's words are on their way while those of this one are cut.
+            at0 = gl.where(i + 1 < own_groups, at0 + 1, next0)
+            at1 = gl.where(i + 1 < own_groups, at1 + 1, next1)
+            f0 = factors(r0[0], K) + factors(r0[1], K)
+            f1 = factors(r1[0], K) + factors(r1[1], K)
+            r0 = load_ranges(p_ranges, at0 * 16 + o_ranges)
+            r1 = load_ranges(p_ranges, at1 * 16 + o_ranges)
+            n0 = load_words(p_planes, at0 * 128 + o_words, o_plane, K)
+            n1 = load_words(p_planes, at1 * 128 + o_words, o_plane, K)
+            # Nothing is expected before the stage is free: the phase before may still wait for its tokens.
+            mbarrier.wait(even[3].index(slot), phase ^ 1)
+            _tell(told, slot, word)
+            _bring(boxes, is_sorted, even, full, slot, kind, place, column, True)
+            even[2].index(slot).store(cut(w0, w1, f0, f1, 0, K))
+            mbarrier.wait(odd[3].index(slot), phase ^ 1)
+            _bring(boxes, is_sorted, odd, full, slot, kind, place, column + COLUMNS, False)
+            odd[2].index(slot).store(cut(w0, w1, f0, f1, 1, K))
+            fence_async_shared()
+            mbarrier.arrive(full.index(slot))
+            slot, phase = advance(slot, phase, SLOTS)
+            column += 2 * COLUMNS
+            w0, w1 = n0, n1
+        own_groups = next_groups
     return index, slot, phase
 
 
 @gluon.jit
 def fill(
-    x_desc, sorted_desc, p_planes, p_ranges, p_count, even, odd, full, o_plane, groups, first_tile, tiles,
+    boxes, p_planes, p_ranges, p_tile, p_size, even, odd, full, told, o_plane, groups, first_tile, tiles,
     SLOTS: gl.constexpr, SLICES: gl.constexpr,
 ):  # fmt: skip
     """Every stage of this program's units. One loop for each depth."""
+    units = all_units(p_size, tiles, groups)
     index = gl.program_id(0)
-    slot, phase, end = index * 0, index * 0, index * 0
-    is_sorted = gl.load(p_count) != 0
-    for i_width in range(WIDTHS):
-        width = WIDEST >> i_width
-        first = end * 0
+    slot, phase = index * 0, index * 0
+    is_sorted = gl.load(p_size + 2) != 0
+    while index < units[1]:
+        tile, _row, _group, _groups = unit_at(index, units, groups)
+        depth = _depth_of(p_tile, tile)
         for k in gl.static_range(1, SLICES + 1):
-            count = gl.load(p_count + k)
-            tiles_of_tokens = token_tiles(count, width)
-            begin = end
-            end = begin + tiles_of_tokens * row_blocks(tiles) * parts_of(width, groups)
-            index, slot, phase = _fill_units(
-                x_desc, sorted_desc, is_sorted, p_planes, p_ranges, even, odd, full, o_plane, groups, first_tile, tiles,
-                index, begin, end, tiles_of_tokens, first, count, width, slot, phase, SLOTS, k,
-            )  # fmt: skip
-            first += count
+            if depth == k:
+                index, slot, phase = _fill_depth(
+                    boxes, is_sorted, p_planes, p_ranges, p_tile, p_size + 3, even, odd, full, told, o_plane, groups,
+                    first_tile, tiles, units, index, slot, phase, SLOTS, k,
+                )  # fmt: skip
+    # The multiplying warps are told that there is no more.
+    mbarrier.wait(even[3].index(slot), phase ^ 1)
+    _tell(told, slot, slot * 0 - 1)
+    mbarrier.arrive(full.index(slot), count=2)

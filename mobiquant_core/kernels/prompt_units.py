@@ -1,38 +1,21 @@
-"""What the programs of the prompt product share out: units of 128 rows by up to 256 tokens of one depth (Gluon).
+"""What the programs of the prompt product share out: units of 128 rows by a tile of tokens (Gluon).
 
-Units come by width, the widest first, then by depth; a program takes every n-th of n programs. Filling and multiplying
-warps count them off alike. It knows neither weights nor tokens.
+Whole tiles come first, the slowest of them before the others, then halves of narrow ones. A program that is done takes
+the next unit. It knows neither weights nor tokens.
 """
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-WIDEST = gl.constexpr(256)
-WIDTHS = gl.constexpr(3)
-"""Widths of token tiles: 256, 128, 64."""
-_NARROWEST = gl.constexpr(64)
 _BAND = gl.constexpr(4)
+_ROW = gl.constexpr(12)
+"""Bits of a word below the row block: 65,535 tokens make fewer than 2^11 tiles."""
 
 
 @gluon.jit
-def token_tiles(count, width):
-    """Token tiles of one depth and width: whole ones of the widest, and the rest in the narrowest that holds it."""
-    rest = count % WIDEST
-    above = gl.where(width == _NARROWEST, 0, width // 2)
-    tiles = ((rest > above) & (rest <= width)).to(gl.int32)
-    return tiles + gl.where(width == WIDEST, count // WIDEST, 0)
-
-
-@gluon.jit
-def first_token(tile, count, width):
-    """Place among the tokens of its depth where a token tile starts."""
-    return gl.where(width == WIDEST, tile, count // WIDEST) * WIDEST
-
-
-@gluon.jit
-def parts_of(width, groups):
-    """Units that share the groups of a tile: narrow tiles come last, and half of one fills smaller gaps."""
-    return gl.where((width < WIDEST) & (groups > 1), 2, 1)
+def parts_of(groups):
+    """Units that share the groups of a narrow tile: half of one fills smaller gaps."""
+    return gl.where(groups > 1, 2, 1)
 
 
 @gluon.jit
@@ -41,24 +24,53 @@ def row_blocks(tiles):
 
 
 @gluon.jit
-def place_of(index, tiles, blocks, parts, groups):
-    """(token tile, row block, first group, groups) of a unit of one width and depth.
-
-    Bands of token tiles, so that programs that run together share rows and tokens in the L2 cache.
-    """
-    part, index = index % parts, index // parts
-    band = index // (_BAND * blocks)
-    within = index - band * (_BAND * blocks)
-    wide = gl.minimum(_BAND, tiles - band * _BAND)
-    row = within // wide
-    half = groups // parts
-    return band * _BAND + within - row * wide, row, part * half, gl.where(part == parts - 1, groups - part * half, half)
+def all_units(p_size, tiles, groups):
+    """(units of whole tiles, units of all, whole tiles, blocks of rows)."""
+    blocks = row_blocks(tiles)
+    whole_tiles, token_tiles = gl.load(p_size), gl.load(p_size + 1)
+    wholes = whole_tiles * blocks
+    return wholes, wholes + (token_tiles - whole_tiles) * blocks * parts_of(groups), whole_tiles, blocks
 
 
 @gluon.jit
-def units_left(end, index):
-    """Units before `end` that this program takes."""
-    return (gl.maximum(end - index, 0) + gl.num_programs(0) - 1) // gl.num_programs(0)
+def unit_at(index, units, groups):
+    """(token tile, row block, first group, groups) of a unit; of the last one for those past it.
+
+    Bands of token tiles, so that programs that run together share rows and tokens in the L2 cache.
+    """
+    wholes, end, whole_tiles, blocks = units
+    index = gl.minimum(index, end - 1)
+    band = index // (_BAND * blocks)
+    within = index - band * (_BAND * blocks)
+    wide = gl.maximum(gl.minimum(_BAND, whole_tiles - band * _BAND), 1)
+    parts = parts_of(groups)
+    narrow = index - wholes
+    half, part = groups // parts, narrow % parts
+    narrow = narrow // parts
+    is_whole = index < wholes
+    row = gl.where(is_whole, within // wide, narrow % blocks)
+    tile = gl.where(is_whole, band * _BAND + within % wide, whole_tiles + narrow // blocks)
+    first = gl.where(is_whole, 0, part * half)
+    last = gl.where(is_whole | (part == parts - 1), groups, half)
+    return tile, row, first, last - first
+
+
+@gluon.jit
+def take_unit(p_taken):
+    """The next unit that no program has; every one has that of its own number from the start."""
+    return gl.num_programs(0) + gl.atomic_add(p_taken, 1, sem="relaxed", scope="gpu")
+
+
+@gluon.jit
+def in_a_word(tile, row, first):
+    """A unit in one number, so that those who multiply are told where it is and need not divide."""
+    return (row << _ROW) | (tile << 1) | (first > 0).to(gl.int32)
+
+
+@gluon.jit
+def of_a_word(word):
+    """(token tile, row block, half) of a unit."""
+    return (word >> 1) & ((1 << (_ROW - 1)) - 1), word >> _ROW, word & 1
 
 
 @gluon.jit

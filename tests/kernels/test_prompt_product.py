@@ -1,4 +1,4 @@
-"""The product for prompts: what sorts its tokens, what the compiler makes of it, and on a Hopper card its results."""
+"""The product for prompts: when it is taken, what the compiler makes of it, and on a Hopper card its results."""
 
 import json
 import re
@@ -21,8 +21,10 @@ from triton.experimental.gluon._runtime import GluonASTSource
 from mobiquant_core.kernels.prompt_kernel import product_kernel as kernel
 
 constants = {"p_gain": None, "p_bias": None, "p_shift": None, "SLICES": 4}
-boxes = f"tensordesc<bf16[256, 64],{gl.NVMMASharedLayout(128, 16, 2)!r}>"
-types = {"x_desc": boxes, "sorted_desc": boxes, "p_y": "*bf16", "p_partial": "*fp32"}
+boxes = {"x_desc": 256, "sorted_desc": 256, "narrow_desc": 64, "surplus_desc": 32}
+layout = gl.NVMMASharedLayout(128, 16, 2)
+types = {name: f"tensordesc<bf16[{most}, 64],{layout!r}>" for name, most in boxes.items()}
+types |= {"p_y": "*bf16", "p_partial": "*fp32"}
 names = kernel.arg_names
 pointers = [name for name in names if name.startswith("p_") and name not in constants]
 signature = {name: "constexpr" if name in constants else "*i32" if name in pointers else "i32" for name in names}
@@ -35,29 +37,6 @@ source = GluonASTSource(
 made = compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8, "launch_pdl": True})
 print(json.dumps({"ptx": made.asm["ptx"], "shared": made.metadata.shared}))
 """
-
-
-@pytest.mark.parametrize("slices", [4, 2])
-def test_tokens_in_the_order_of_their_depth(device: str, slices: int) -> None:
-    packed = random_packed((144,), 200, device, slices)
-    x = torch.randn(70, 200, device=device).half()
-    depths = torch.randint(1, slices + 1, (70,), dtype=torch.uint8, device=device)
-    found = prompt_product.sort(x, depths, packed)
-    order = torch.argsort(depths, stable=True)
-    assert torch.equal(found.tokens.long(), order)
-    assert torch.equal(found.counts.long()[1:], torch.bincount(depths, minlength=slices + 1)[1:])
-    assert torch.equal(found.x[:70], x[order]) and found.counts[0] == 1
-    # Two blocks of 128 rows for each depth, of which no half is done.
-    assert found.arrived.tolist() == [0] * 2 * slices
-
-
-@pytest.mark.parametrize("tokens", [9, 256])
-def test_only_whole_tiles_of_one_depth_stay_where_they_are(device: str, tokens: int) -> None:
-    packed, x = random_packed((16,), 128, device), torch.randn(tokens, 128, device=device)
-    depths = torch.full((tokens,), 3, dtype=torch.uint8, device=device)
-    found = prompt_product.sort(x, depths, packed)
-    assert found.tokens.tolist() == list(range(tokens)) and found.counts.tolist()[1:] == [0, 0, tokens, 0]
-    assert torch.equal(found.x[:tokens], x) == (tokens == 9) == bool(found.counts[0])
 
 
 def test_other_types_and_cards_take_dense_weights() -> None:
@@ -87,9 +66,9 @@ def test_weights_go_to_shared_memory_in_wide_pieces(tmp_path: Path) -> None:
     made = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
     # What a multiprocessor of compute capability 9.0 has.
     assert made["shared"] <= 227 * 1024
-    # Four products of 16 columns for each of two stages and three widths; both operands are in shared memory.
+    # Four products of 16 columns for each of two stages and four kinds of tiles, and as many for a surplus.
     products = re.findall(r"wgmma\.mma_async\S*m64n(\d+)k16\S*", made["ptx"])
-    assert sorted(products, key=int) == ["64"] * 8 + ["128"] * 8 + ["256"] * 8
+    assert sorted(products, key=int) == ["32"] * 8 + ["64"] * 8 + ["128"] * 8 + ["256"] * 16
     # Sixteen for each depth: 128 rows of a group by 128 threads, eight weights each; no other way through memory.
     wide = re.findall(r"st\.shared\.v4\.b32", made["ptx"])
     assert len(wide) == 4 * 16 and "ld.local" not in made["ptx"]
@@ -126,4 +105,4 @@ def test_the_product_for_prompts_is_taken_where_it_is_written_for_the_card() -> 
     x = torch.randn(512, 256, device="cuda").bfloat16()
     packed = random_packed((128,), 256)
     assert gpu.whole_prompt(packed, x) == prompt_product.takes(x)
-    assert not gpu.whole_prompt(packed, x[:100])
+    assert not gpu.whole_prompt(packed, x[:32])

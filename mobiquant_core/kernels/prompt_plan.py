@@ -1,0 +1,176 @@
+"""Tokens of a prompt in the order of their depth, and the tiles they are multiplied in, all made on the device.
+
+A tile holds tokens of one depth. It knows neither weights nor what multiplies.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float, Int32, UInt8
+from torch import Tensor
+
+from mobiquant_core.kernels.lanes import begin_dependent
+
+MOST_TOKENS = 65535
+"""Four counts of tokens share a 64-bit number."""
+WIDEST = tl.constexpr(256)
+NARROWEST = tl.constexpr(64)
+SURPLUS = tl.constexpr(32)
+"""Tokens that a whole tile may take besides."""
+KINDS = tl.constexpr(4)
+"""Tiles of 256 tokens and a surplus, of 256, of 128 and of 64."""
+_MOST_WITH_SURPLUS = tl.constexpr(3)
+"""Of one depth. A surplus costs a fifth of a whole tile, a narrow tile four fifths (measured on an H200)."""
+_SORTED_AT_ONCE, _BLOCK, _COPIED, _TILES_AT_ONCE = 8, 2048, 2048, 64
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the product reads besides weights."""
+
+    x: Float[Tensor, "padded_tokens in_features"]
+    """Tokens in the order of their depth, unless all have the same and fill their tiles.
+
+    Behind them is room for a tile, whose contents do not matter: where tiles reach past the end of a tensor they come
+    in slowly.
+    """
+    tokens: Int32[Tensor, " tokens"]
+    """Which they are."""
+    tiles: Int32[Tensor, "most_tiles 4"]
+    """Kind, depth, place of the first token in that order, and how many there are; the slowest whole tiles come first,
+    narrow ones last."""
+    sizes: Int32[Tensor, " 4"]
+    """Tiles of the first two kinds, of all, whether `x` holds the tokens, and how many units are taken: none yet."""
+    arrived: Int32[Tensor, " units"]
+    """Halves of each narrow unit that are done, at first none."""
+
+
+@triton.jit
+def _in_field(b_depth):
+    """A one in the field of a depth: four counts of 16 bits in one number."""
+    return tl.where(b_depth > 0, tl.full(b_depth.shape, 1, tl.int64) << (16 * (tl.maximum(b_depth, 1) - 1)), 0)
+
+
+@triton.jit
+def _field(counts, depth):
+    return ((counts >> (16 * (depth - 1))) & 0xFFFF).to(tl.int32)
+
+
+@triton.jit
+def _parts(counts):
+    """Every kind and depth, the slowest first: kind, depth, place of its first token, tiles, most tokens of a tile, and
+    where tokens of that depth end.
+
+    What fills no tile is a surplus of whole ones, if few of them have to take it, and else in the narrowest that holds
+    it.
+    """
+    i_part = tl.arange(0, KINDS * 4)
+    b_kind, b_depth = i_part // 4, 4 - i_part % 4
+    b_count = _field(counts, b_depth)
+    b_first = tl.where(b_depth > 1, _field(counts, 1), 0) + tl.where(b_depth > 2, _field(counts, 2), 0)
+    b_first += tl.where(b_depth > 3, _field(counts, 3), 0)
+    b_whole, b_rest = b_count // WIDEST, b_count % WIDEST
+    b_more = (b_rest + SURPLUS - 1) // SURPLUS
+    b_more = tl.where(b_more <= tl.minimum(b_whole, _MOST_WITH_SURPLUS), b_more, 0)
+    b_width = tl.where(b_kind == 0, WIDEST, 2 * WIDEST >> b_kind)
+    b_above = tl.where(b_kind == KINDS - 1, 0, b_width // 2)
+    b_own = ((b_more == 0) & (b_rest > b_above) & (b_rest <= b_width)).to(tl.int32)
+    b_tiles = tl.where(b_kind == 0, b_more, b_own + tl.where(b_kind == 1, b_whole - b_more, 0))
+    b_start = tl.where(b_kind == 1, 0, (b_whole - tl.where(b_kind == 0, b_more, 0)) * WIDEST)
+    b_most = b_width + tl.where(b_kind == 0, SURPLUS, 0)
+    return b_kind, b_depth, b_first + b_start, b_tiles, b_most, b_first + b_count
+
+
+@triton.jit
+def _pick(m, b):
+    """What belongs to the part of each tile."""
+    return tl.sum(tl.where(m, b[None, :], 0), 1)
+
+
+@triton.jit
+def _write_tiles(counts, p_tile, p_size, BLOCK: tl.constexpr):
+    b_kind, b_depth, b_start, b_tiles, b_most, b_end = _parts(counts)
+    b_last = tl.cumsum(b_tiles, 0)
+    tiles = tl.sum(b_tiles, 0)
+    tl.store(p_size, tl.sum(tl.where(b_kind < 2, b_tiles, 0), 0))
+    tl.store(p_size + 1, tiles)
+    for first in range(0, tiles, BLOCK):
+        i_tile = first + tl.arange(0, BLOCK)
+        m = (i_tile[:, None] < b_last[None, :]) & (i_tile[:, None] >= (b_last - b_tiles)[None, :])
+        b_own = i_tile - _pick(m, b_last - b_tiles)
+        b_place = _pick(m, b_start) + b_own * _pick(m, b_most)
+        p_own, m_tile = p_tile + i_tile * 4, i_tile < tiles
+        tl.store(p_own, _pick(m, b_kind), mask=m_tile)
+        tl.store(p_own + 1, _pick(m, b_depth), mask=m_tile)
+        tl.store(p_own + 2, b_place, mask=m_tile)
+        tl.store(p_own + 3, tl.minimum(_pick(m, b_end) - b_place, _pick(m, b_most)), mask=m_tile)
+
+
+@triton.jit(do_not_specialize=["tokens", "units"])
+def plan_kernel(
+    p_x, p_depth, p_out, p_token, p_tile, p_size, p_arrived, o_x, tokens, width, units,
+    TOKENS: tl.constexpr, SLICES: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr, TILES: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """A few tokens: their places in the stable order by depth, and a copy there unless all are whole tiles of one
+    depth. The first program writes the tiles, and that no half of any narrow unit has arrived."""
+    begin_dependent(PDL)
+    program = tl.program_id(0)
+    i_own = tl.arange(0, TOKENS)
+    i_token = program * TOKENS + i_own
+    m_token = i_token < tokens
+    b_all, b_before = tl.zeros((BLOCK,), tl.int64), tl.zeros((BLOCK,), tl.int64)
+    for first in range(0, tokens, BLOCK):
+        i_other = first + tl.arange(0, BLOCK)
+        b_one = _in_field(tl.load(p_depth + i_other, mask=i_other < tokens, other=0).to(tl.int64))
+        b_all += b_one
+        b_before += tl.where(i_other < program * TOKENS, b_one, 0)
+    counts, before = tl.sum(b_all, 0), tl.sum(b_before, 0)
+    b_depth = tl.load(p_depth + i_token, mask=m_token, other=1).to(tl.int64)
+    b_beside = tl.load(p_depth + i_token, mask=m_token, other=0).to(tl.int64)
+    b_same = (b_beside[None, :] == b_depth[:, None]) & (i_own[None, :] < i_own[:, None])
+    b_place = _field(before, b_depth) + tl.sum(b_same.to(tl.int32), 1)
+    most = 0
+    for k in tl.static_range(1, SLICES + 1):
+        count = _field(counts, k)
+        most = tl.maximum(most, count)
+        b_place += tl.where(b_depth > k, count, 0)
+    tl.store(p_token + b_place, i_token, mask=m_token)
+    copied = (most < tokens) | (tokens % WIDEST != 0)
+    if program == 0:
+        _write_tiles(counts, p_tile, p_size, TILES)
+        tl.store(p_size + 2, copied.to(tl.int32))
+        tl.store(p_size + 3, 0)
+        for first in range(0, units, BLOCK):
+            i_unit = first + tl.arange(0, BLOCK)
+            tl.store(p_arrived + i_unit, 0, mask=i_unit < units)
+    if copied:
+        o_from, o_to = i_token.to(tl.int64) * o_x, b_place.to(tl.int64) * width
+        for first in range(0, width, COLUMNS):
+            i_column = first + tl.arange(0, COLUMNS)
+            m = m_token[:, None] & (i_column < width)[None, :]
+            b_x = tl.load(p_x + o_from[:, None] + i_column[None, :], mask=m)
+            tl.store(p_out + o_to[:, None] + i_column[None, :], b_x, mask=m)
+
+
+def plan(
+    x: Float[Tensor, "tokens in_features"], depths: UInt8[Tensor, " tokens"], slices: int, row_blocks: int
+) -> Plan:
+    """The plan of a product with so many blocks of rows, made in one launch."""
+    tokens, device = x.shape[0], x.device
+    # A depth has one tile at most that is not full, and one narrow tile at most.
+    most_tiles, units = tokens // WIDEST.value + slices, slices * row_blocks
+    overlaps = x.is_cuda and torch.cuda.get_device_capability(device) >= (9, 0)
+    shapes = ((tokens,), (most_tiles, 4), (4,), (units,))
+    made = Plan(
+        torch.empty(tokens + WIDEST.value, x.shape[1], dtype=x.dtype, device=device),
+        *(torch.empty(shape, dtype=torch.int32, device=device) for shape in shapes),
+    )
+    plan_kernel[(triton.cdiv(tokens, _SORTED_AT_ONCE),)](
+        x, depths.contiguous(), made.x, made.tokens, made.tiles, made.sizes, made.arrived, x.stride(0), tokens,
+        x.shape[1], units, TOKENS=_SORTED_AT_ONCE, SLICES=slices, BLOCK=_BLOCK, COLUMNS=_COPIED, TILES=_TILES_AT_ONCE,
+        PDL=overlaps, num_warps=8,
+    )  # fmt: skip
+    return made
