@@ -134,9 +134,10 @@ class EngineSlot:
 
     @staticmethod
     def _warm(engine: Any) -> str:
-        """One short run, so that caches and kernels are ready; returns which path computed it."""
-        ids = engine.encode("Once upon a time")
-        for _ in engine.generate(ids, budget=4.0, policy="router", max_new_tokens=2):
+        """Two short runs, so that caches and kernels are ready; returns which path computed them."""
+        text = "Once upon a time"
+        for _ in engine.generate(engine.encode(text), budget=4.0, policy="router", max_new_tokens=2):
             pass  # a GPU compiles and captures its decode step here
-        trace = engine.analyze(ids, budget=4.0, policy="router")
+        # From some tokens on, prompts have kernels of their own.
+        trace = engine.analyze(engine.encode(" ".join([text] * 16)), budget=4.0, policy="router")
         return trace.machine.get("path", "reference")
