@@ -16,6 +16,7 @@ from mobiquant_core.kernels.lanes import begin_dependent
 MOST_TOKENS = 65535
 """Four counts of tokens share a 64-bit number."""
 WIDEST = tl.constexpr(256)
+WIDEST_NARROW = tl.constexpr(128)
 NARROWEST = tl.constexpr(64)
 SURPLUS = tl.constexpr(32)
 """Tokens that a whole tile may take besides."""
@@ -59,6 +60,15 @@ def _field(counts, depth):
 
 
 @triton.jit
+def _first(counts, b_depth):
+    """Place of the first token of a depth."""
+    b_first = b_depth.to(tl.int32) * 0
+    for k in tl.static_range(1, 4):
+        b_first += tl.where(b_depth > k, _field(counts, k), 0)
+    return b_first
+
+
+@triton.jit
 def _parts(counts):
     """Every kind and depth, the slowest first: kind, depth, place of its first token, tiles, most tokens of a tile, and
     where tokens of that depth end.
@@ -69,8 +79,7 @@ def _parts(counts):
     i_part = tl.arange(0, KINDS * 4)
     b_kind, b_depth = i_part // 4, 4 - i_part % 4
     b_count = _field(counts, b_depth)
-    b_first = tl.where(b_depth > 1, _field(counts, 1), 0) + tl.where(b_depth > 2, _field(counts, 2), 0)
-    b_first += tl.where(b_depth > 3, _field(counts, 3), 0)
+    b_first = _first(counts, b_depth)
     b_whole, b_rest = b_count // WIDEST, b_count % WIDEST
     b_more = (b_rest + SURPLUS - 1) // SURPLUS
     b_more = tl.where(b_more <= tl.minimum(b_whole, _MOST_WITH_SURPLUS), b_more, 0)
@@ -111,7 +120,7 @@ def _write_tiles(counts, p_tile, p_size, BLOCK: tl.constexpr):
 @triton.jit(do_not_specialize=["tokens", "units"])
 def plan_kernel(
     p_x, p_depth, p_out, p_token, p_tile, p_size, p_arrived, o_x, tokens, width, units,
-    TOKENS: tl.constexpr, SLICES: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr, TILES: tl.constexpr,
+    TOKENS: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr, TILES: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     """A few tokens: their places in the stable order by depth, and a copy there unless all are whole tiles of one
@@ -131,12 +140,8 @@ def plan_kernel(
     b_depth = tl.load(p_depth + i_token, mask=m_token, other=1).to(tl.int64)
     b_beside = tl.load(p_depth + i_token, mask=m_token, other=0).to(tl.int64)
     b_same = (b_beside[None, :] == b_depth[:, None]) & (i_own[None, :] < i_own[:, None])
-    b_place = _field(before, b_depth) + tl.sum(b_same.to(tl.int32), 1)
-    most = 0
-    for k in tl.static_range(1, SLICES + 1):
-        count = _field(counts, k)
-        most = tl.maximum(most, count)
-        b_place += tl.where(b_depth > k, count, 0)
+    b_place = _first(counts, b_depth) + _field(before, b_depth) + tl.sum(b_same.to(tl.int32), 1)
+    most = tl.max(_field(counts, 1 + tl.arange(0, 4)), 0)
     tl.store(p_token + b_place, i_token, mask=m_token)
     copied = (most < tokens) | (tokens % WIDEST != 0)
     if program == 0:
@@ -170,7 +175,7 @@ def plan(
     )
     plan_kernel[(triton.cdiv(tokens, _SORTED_AT_ONCE),)](
         x, depths.contiguous(), made.x, made.tokens, made.tiles, made.sizes, made.arrived, x.stride(0), tokens,
-        x.shape[1], units, TOKENS=_SORTED_AT_ONCE, SLICES=slices, BLOCK=_BLOCK, COLUMNS=_COPIED, TILES=_TILES_AT_ONCE,
+        x.shape[1], units, TOKENS=_SORTED_AT_ONCE, BLOCK=_BLOCK, COLUMNS=_COPIED, TILES=_TILES_AT_ONCE,
         PDL=overlaps, num_warps=8,
     )  # fmt: skip
     return made

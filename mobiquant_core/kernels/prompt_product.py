@@ -13,11 +13,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from mobiquant_core.kernels import many_tokens
-from mobiquant_core.kernels.prompt_plan import MOST_TOKENS, NARROWEST, SURPLUS, WIDEST, plan
+from mobiquant_core.kernels.prompt_plan import MOST_TOKENS, NARROWEST, SURPLUS, WIDEST, WIDEST_NARROW, plan
 from mobiquant_core.packing import PackedWeight
 
-_ROWS, _COLUMNS, _WIDEST_NARROW = 128, 64, 128
-"""Rows and columns that one program multiplies at once, and most tokens of a tile that two share."""
 _WORKS: dict[torch.device, bool] = {}
 
 
@@ -91,17 +89,19 @@ def multiply(
     from triton.experimental.gluon import language as gl
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+    from mobiquant_core.kernels.prompt_cuts import COLUMNS, ROWS
+
     out = x.new_empty(x.shape[0], packed.sections[section])
-    made = plan(x, depths, packed.slices, -(-out.shape[1] // _ROWS))
+    made = plan(x, depths, packed.slices, -(-out.shape[1] // ROWS.value))
     layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     boxes = [
-        TensorDescriptor.from_tensor(tokens, [most.value, _COLUMNS], layout)
+        TensorDescriptor.from_tensor(tokens, [most.value, COLUMNS.value], layout)
         for tokens, most in ((x, WIDEST), (made.x, WIDEST), (made.x, NARROWEST), (made.x, SURPLUS))
     ]
     ends = (0, *packed.section_tiles)
     bias, shift, gain = (None if t is None else t.float().contiguous() for t in (bias, shift, gain))
     # Sums of both halves of every narrow tile, of which a depth has one.
-    sums = torch.empty(made.arrived.numel(), 2, _ROWS, _WIDEST_NARROW, dtype=torch.float32, device=x.device)
+    sums = torch.empty(made.arrived.numel(), 2, ROWS.value, WIDEST_NARROW.value, dtype=torch.float32, device=x.device)
     _kernel()[(_programs(x.device),)](
         *boxes, packed.planes, packed.ranges, made.tokens, made.tiles, made.sizes, out, gain, bias, shift, sums,
         made.arrived, packed.planes.stride(0), packed.groups, ends[section], ends[section + 1] - ends[section],

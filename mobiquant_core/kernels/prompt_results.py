@@ -5,10 +5,10 @@ from triton.experimental.gluon import language as gl
 
 from mobiquant_core.kernels.gluon_names import barrier
 from mobiquant_core.kernels.prompt_cuts import ROWS, SCALE, row_at
+from mobiquant_core.kernels.prompt_plan import WIDEST_NARROW
 
 PIECE = gl.constexpr(64)
 """Tokens whose results pass through shared memory at once."""
-_NARROW = gl.constexpr(128)
 _STORE = gl.constexpr(gl.BlockedLayout([1, 8], [2, 16], [8, 1], [1, 0]))
 
 
@@ -73,11 +73,11 @@ def with_other_half(acc, p_partial, p_arrived, i_tile, part, WIDTH: gl.constexpr
     """(sum over both halves of a tile's groups, whether this one came last and knows the other's)."""
     i_place = gl.arange(0, ROWS, layout=gl.SliceLayout(1, ACC))[:, None] * WIDTH
     i_place += gl.arange(0, WIDTH, layout=gl.SliceLayout(0, ACC))[None, :]
-    p_tile = p_partial + i_tile.to(gl.int64) * (2 * ROWS * _NARROW)
-    gl.store(p_tile + part * (ROWS * _NARROW) + i_place, acc)
+    p_tile = p_partial + i_tile.to(gl.int64) * (2 * ROWS * WIDEST_NARROW)
+    gl.store(p_tile + part * (ROWS * WIDEST_NARROW) + i_place, acc)
     # All of this half is written before anyone hears of it.
     barrier()
     last = gl.atomic_add(p_arrived + i_tile, 1, sem="acq_rel", scope="gpu") > 0
     if last:
-        acc += gl.load(p_tile + (1 - part) * (ROWS * _NARROW) + i_place, cache_modifier=".cg")
+        acc += gl.load(p_tile + (1 - part) * (ROWS * WIDEST_NARROW) + i_place, cache_modifier=".cg")
     return acc, last

@@ -32,6 +32,17 @@ def test_the_chip_goes_from_recorded_over_loading_to_live():
     assert (slot.status.state, slot.status.device, slot.status.path) == ("live", "cpu", "reference")
 
 
+@pytest.mark.parametrize(("device", "tokens"), [("cpu", 5), ("cuda:0", 65)])
+def test_only_a_gpu_warms_up_with_a_prompt_that_has_kernels_of_its_own(monkeypatch, device, tokens):
+    engine, analyzed = FakeEngine(layers=1, device=device), []
+    whole = engine.analyze
+    monkeypatch.setattr(engine, "analyze", lambda ids, **asked: analyzed.append(len(ids)) or whole(ids, **asked))
+    slot = slot_of(lambda *_: engine)
+    slot.start()
+    slot.engine(threading.Event(), 5)
+    assert analyzed == [tokens]
+
+
 def test_an_unknown_model_is_said_in_the_cores_words():
     def load(*_):
         raise UnsupportedModelError("The model 'x' was not found. Give demo, a folder or a hub id.")
