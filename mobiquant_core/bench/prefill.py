@@ -72,7 +72,7 @@ def measure_crossover() -> list[dict[str, Any]]:
             depths = draw_depths(MIXES["3 bits mixed"], tokens)
             roads = {"pieces": gpu.in_pieces, "dense_weights": many_tokens.multiply}
             if prompt_product.takes(x):
-                roads["prompt"] = prompt_product.multiply
+                roads["prompt"] = lambda p, x, d: prompt_product.multiply(p, x, d[None])
             row: dict[str, Any] = {"shape": name, "rows": sections[0], "tokens": tokens}
             for label, road in roads.items():
                 row[label] = graph_microseconds([lambda d=depths, p=packed, x=x, road=road: road(p, x, d)] * 3)

@@ -19,8 +19,20 @@ LEAST_ROWS = 128
 
 def whole_prompt(packed: PackedWeight, x: Float[Tensor, "tokens in_features"]) -> bool:
     """Whether so many tokens are multiplied straight from planes in one launch, which wins at one depth as well."""
-    large = x.shape[0] >= LEAST_IN_A_PROMPT and packed.out_features >= LEAST_ROWS
-    return large and prompt_product.takes(x) and prompt_product.works(x.device)
+    large = x.shape[0] >= LEAST_IN_A_PROMPT and min(packed.sections) >= LEAST_ROWS
+    return large and prompt_product.takes(x, len(packed.sections)) and prompt_product.works(x.device)
+
+
+def fused_linear(
+    packed: PackedWeight,
+    x: Float[Tensor, "tokens in_features"],
+    depths: UInt8[Tensor, "sections tokens"],
+    bias: Float[Tensor, " out"] | None = None,
+    shift: Float[Tensor, "depths out"] | None = None,
+    gain: Float[Tensor, "depths out"] | None = None,
+) -> Float[Tensor, "tokens out"]:
+    """Every token of a whole prompt times every section at its own depth there, side by side."""
+    return prompt_product.multiply(packed, x, depths, bias, shift, gain)
 
 
 def mixed_linear(
@@ -33,7 +45,7 @@ def mixed_linear(
 ) -> Float[Tensor, "tokens out"]:
     """Every token times the weight at its own depth, in the type of x."""
     if whole_prompt(packed, x):
-        return prompt_product.multiply(packed, x, depths, bias, shift, gain)
+        return fused_linear(packed, x, depths[None], bias, shift, gain)
     if x.shape[0] > MOST_IN_PIECES and x.dtype in (torch.bfloat16, torch.float16):
         return many_tokens.multiply(packed, x, depths, bias, shift, gain)
     return in_pieces(packed, x, depths, bias, shift, gain)

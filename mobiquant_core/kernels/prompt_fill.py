@@ -6,7 +6,7 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 
 from mobiquant_core.kernels.gluon_names import async_load
 from mobiquant_core.kernels.prompt_cuts import COLUMNS, THREADS, cut, factors, load_ranges, load_words
-from mobiquant_core.kernels.prompt_plan import NARROWEST, SURPLUS, WIDEST
+from mobiquant_core.kernels.prompt_plan import ENTRY, NARROWEST, SURPLUS, WIDEST
 from mobiquant_core.kernels.prompt_units import advance, all_units, in_a_word, take_unit, unit_at
 
 _BYTES = gl.constexpr(2 * COLUMNS * 2)
@@ -15,7 +15,7 @@ _BYTES = gl.constexpr(2 * COLUMNS * 2)
 
 @gluon.jit
 def _depth_of(p_tile, tile):
-    return gl.load(p_tile + tile * 4 + 1)
+    return gl.load(p_tile + tile * ENTRY + 1)
 
 
 @gluon.jit
@@ -53,36 +53,44 @@ def _bring(boxes, is_sorted, ring, full, slot, kind, place, column, FIRST: gl.co
 
 
 @gluon.jit
-def _group_at(row, group, first_tile, tiles, groups, HALF: gl.constexpr):
-    """Number of a group of each warp's rows in a half of a row block."""
-    i_warp = gl.arange(0, 128, layout=THREADS) // 32
-    return (first_tile + gl.minimum(row * 8 + HALF * 4 + i_warp, tiles - 1)) * groups + group
+def _tokens_of(p_tile, tile):
+    """(kind, whether its tokens are sorted, place of the first of them where they are)."""
+    p_own = p_tile + tile * ENTRY
+    place, unsorted = gl.load(p_own + 2), gl.load(p_own + 4)
+    return gl.load(p_own), unsorted < 0, gl.where(unsorted < 0, place, unsorted)
+
+
+@gluon.jit
+def _groups_at(p_tile, tile, row, group, groups):
+    """Number of a group of each warp's rows in both halves of a row block."""
+    first, end = gl.load(p_tile + tile * ENTRY + 5), gl.load(p_tile + tile * ENTRY + 6)
+    i_tile = first + row * 8 + gl.arange(0, 128, layout=THREADS) // 32
+    return gl.minimum(i_tile, end - 1) * groups + group, gl.minimum(i_tile + 4, end - 1) * groups + group
 
 
 @gluon.jit
 def _fill_depth(
-    boxes, is_sorted, p_planes, p_ranges, p_tile, p_taken, even, odd, full, told, o_plane, groups, first_tile, tiles,
-    units, index, slot, phase, SLOTS: gl.constexpr, K: gl.constexpr,
+    boxes, p_planes, p_ranges, p_tile, p_taken, even, odd, full, told, o_plane, groups, units, index, slot, phase,
+    SLOTS: gl.constexpr, SECTIONS: gl.constexpr, K: gl.constexpr,
 ):  # fmt: skip
     """Units from one on, for as long as they have one depth."""
     i_lane = gl.arange(0, 128, layout=THREADS) % 32
     o_words, o_ranges = i_lane * 4, i_lane // 4 * 2
-    tile, row, group, own_groups = unit_at(index, units, groups)
-    at0 = _group_at(row, group, first_tile, tiles, groups, 0)
-    at1 = _group_at(row, group, first_tile, tiles, groups, 1)
+    tile, row, group, own_groups = unit_at(index, units, groups, SECTIONS)
+    at0, at1 = _groups_at(p_tile, tile, row, group, groups)
     w0 = load_words(p_planes, at0 * 128 + o_words, o_plane, K)
     w1 = load_words(p_planes, at1 * 128 + o_words, o_plane, K)
     r0 = load_ranges(p_ranges, at0 * 16 + o_ranges)
     r1 = load_ranges(p_ranges, at1 * 16 + o_ranges)
     goes_on = index < units[1]
     while goes_on:
-        kind, place, column = gl.load(p_tile + tile * 4), gl.load(p_tile + tile * 4 + 2), group * 128
+        kind, is_sorted, place = _tokens_of(p_tile, tile)
+        column = group * 128
         word = in_a_word(tile, row, group)
         index = take_unit(p_taken)
-        tile, row, group, next_groups = unit_at(index, units, groups)
+        tile, row, group, next_groups = unit_at(index, units, groups, SECTIONS)
         goes_on = (index < units[1]) & (_depth_of(p_tile, tile) == K)
-        next0 = _group_at(row, group, first_tile, tiles, groups, 0)
-        next1 = _group_at(row, group, first_tile, tiles, groups, 1)
+        next0, next1 = _groups_at(p_tile, tile, row, group, groups)
         for i in range(own_groups):
             # The next group's words are on their way while those of this one are cut.
             at0 = gl.where(i + 1 < own_groups, at0 + 1, next0)
@@ -112,22 +120,21 @@ def _fill_depth(
 
 @gluon.jit
 def fill(
-    boxes, p_planes, p_ranges, p_tile, p_size, even, odd, full, told, o_plane, groups, first_tile, tiles,
-    SLOTS: gl.constexpr, SLICES: gl.constexpr,
+    boxes, p_planes, p_ranges, p_tile, p_size, even, odd, full, told, o_plane, groups, most_tiles, SLOTS: gl.constexpr,
+    SLICES: gl.constexpr, SECTIONS: gl.constexpr,
 ):  # fmt: skip
     """Every stage of this program's units. One loop for each depth."""
-    units = all_units(p_size, tiles, groups)
+    units = all_units(p_size, most_tiles, groups, SECTIONS)
     index = gl.program_id(0)
     slot, phase = index * 0, index * 0
-    is_sorted = gl.load(p_size + 2) != 0
     while index < units[1]:
-        tile, _row, _group, _groups = unit_at(index, units, groups)
+        tile, _row, _group, _groups = unit_at(index, units, groups, SECTIONS)
         depth = _depth_of(p_tile, tile)
         for k in gl.static_range(1, SLICES + 1):
             if depth == k:
                 index, slot, phase = _fill_depth(
-                    boxes, is_sorted, p_planes, p_ranges, p_tile, p_size + 3, even, odd, full, told, o_plane, groups,
-                    first_tile, tiles, units, index, slot, phase, SLOTS, k,
+                    boxes, p_planes, p_ranges, p_tile, p_size + 3, even, odd, full, told, o_plane, groups, units, index,
+                    slot, phase, SLOTS, SECTIONS, k,
                 )  # fmt: skip
     # The multiplying warps are told that there is no more.
     mbarrier.wait(even[3].index(slot), phase ^ 1)

@@ -41,10 +41,11 @@ def _ring(SLOTS: gl.constexpr, DTYPE: gl.constexpr):
     return x, more, w, _barriers(SLOTS, 1)
 
 
-@gluon.jit(do_not_specialize=["o_plane", "groups", "first_tile", "tiles"])
+@gluon.jit(do_not_specialize=["o_plane", "groups", "most_tiles"])
 def product_kernel(
     x_desc, sorted_desc, narrow_desc, surplus_desc, p_planes, p_ranges, p_token, p_tile, p_size, p_y, p_gain, p_bias,
-    p_shift, p_partial, p_arrived, o_plane, groups, first_tile, tiles, rows, SLICES: gl.constexpr,
+    p_shift, p_partial, p_arrived, o_plane, groups, most_tiles, rows, SLICES: gl.constexpr,
+    SECTIONS: gl.constexpr,
 ):  # fmt: skip
     """Every unit of 128 rows by a tile of tokens, after `plan_kernel`."""
     o_plane = o_plane.to(gl.int64)
@@ -66,12 +67,12 @@ def product_kernel(
             (
                 multiply,
                 (p_token, p_tile, p_y, p_gain, p_bias, p_shift, p_partial, p_arrived, even, odd, full, told, piece,
-                 groups, tiles, rows, _SLOTS),
+                 groups, rows, _SLOTS),
             ),
             (
                 fill,
-                (boxes, p_planes, p_ranges, p_tile, p_size, even, odd, full, told, o_plane, groups, first_tile, tiles,
-                 _SLOTS, SLICES),
+                (boxes, p_planes, p_ranges, p_tile, p_size, even, odd, full, told, o_plane, groups, most_tiles,
+                 _SLOTS, SLICES, SECTIONS),
             ),
         ],
         [4],

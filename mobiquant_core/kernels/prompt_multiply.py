@@ -5,9 +5,9 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma, warpgroup_mma_wait
 
 from mobiquant_core.kernels.prompt_cuts import ROWS
-from mobiquant_core.kernels.prompt_plan import KINDS, SURPLUS, WIDEST
+from mobiquant_core.kernels.prompt_plan import ENTRY, KINDS, SURPLUS, TILE_ROWS, WIDEST
 from mobiquant_core.kernels.prompt_results import store, tokens_of, with_other_half
-from mobiquant_core.kernels.prompt_units import advance, before, of_a_word, parts_of, row_blocks
+from mobiquant_core.kernels.prompt_units import advance, before, of_a_word, parts_of
 
 _THREADS = gl.constexpr(gl.BlockedLayout([1], [32], [8], [0]))
 
@@ -25,14 +25,13 @@ def _stage(ring, slot, acc, more, WIDTH: gl.constexpr, SURPLUSES: gl.constexpr):
 
 @gluon.jit
 def _multiply_unit(
-    p_token, p_tile, p_y, p_gain, p_bias, p_shift, p_partial, p_arrived, even, odd, full, piece, groups, tiles, rows,
-    tile, row, half, slot, phase, SLOTS: gl.constexpr, KIND: gl.constexpr,
+    p_token, p_tile, p_y, p_gain, p_bias, p_shift, p_partial, p_arrived, even, odd, full, piece, groups, rows, tile,
+    row, half, slot, phase, SLOTS: gl.constexpr, KIND: gl.constexpr,
 ):  # fmt: skip
     """A unit of one kind."""
     WIDTH: gl.constexpr = WIDEST if KIND == 0 else 2 * WIDEST >> KIND
     ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [8, 1], [16, WIDTH, 16])
     MORE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [8, 1], [16, SURPLUS, 16])
-    depth, place, valid = gl.load(p_tile + tile * 4 + 1), gl.load(p_tile + tile * 4 + 2), gl.load(p_tile + tile * 4 + 3)
     acc = gl.zeros([ROWS, WIDTH], gl.float32, layout=ACC)
     more = gl.zeros([ROWS, SURPLUS], gl.float32, layout=MORE)
     parts = parts_of(groups) if KIND > 1 else 1
@@ -45,8 +44,12 @@ def _multiply_unit(
         acc, more = _stage(odd, slot, acc, more, WIDTH, KIND == 0)
         mbarrier.arrive(even[3].index(slot))
         slot, phase = advance(slot, phase, SLOTS)
-    # Asked for while the last products are under way.
+    # Asked for while the last products are under way: during the others, sums leave no registers for it.
+    p_own = p_tile + tile * ENTRY
+    depth, place, valid = gl.load(p_own + 1), gl.load(p_own + 2), gl.load(p_own + 3)
     tokens = tokens_of(p_token + place, valid, WIDTH)
+    first_row = gl.load(p_own + 5) * TILE_ROWS + row * ROWS
+    end_row = gl.minimum(gl.load(p_own + 6) * TILE_ROWS, rows)
     if KIND == 0:
         acc, more = warpgroup_mma_wait(0, deps=(acc, more))
     else:
@@ -55,15 +58,13 @@ def _multiply_unit(
     last = True
     if KIND > 1:  # noqa: SIM102  (the compiler asks about constants and about values apart)
         if parts > 1:
-            # A depth has one narrow tile at most.
-            i_tile = (depth - 1) * row_blocks(tiles) + row
-            acc, last = with_other_half(acc, p_partial, p_arrived, i_tile, half, WIDTH, ACC)
+            acc, last = with_other_half(acc, p_partial, p_arrived, gl.load(p_own + 7) + row, half, WIDTH, ACC)
     if last:
-        store(acc, piece, tokens, valid, row * ROWS, rows, p_y, p_gain, p_bias, p_shift, depth, WIDTH, ACC)
+        store(acc, piece, tokens, valid, first_row, end_row, rows, p_y, p_gain, p_bias, p_shift, depth, WIDTH, ACC)
         if KIND == 0:
             others = tokens_of(p_token + place + WIDEST, valid - WIDEST, SURPLUS)
             store(
-                more, piece, others, valid - WIDEST, row * ROWS, rows, p_y, p_gain, p_bias, p_shift, depth,
+                more, piece, others, valid - WIDEST, first_row, end_row, rows, p_y, p_gain, p_bias, p_shift, depth,
                 SURPLUS, MORE,
             )  # fmt: skip
     return slot, phase
@@ -78,19 +79,19 @@ def _told(told, full, slot, phase):
 
 @gluon.jit
 def multiply(
-    p_token, p_tile, p_y, p_gain, p_bias, p_shift, p_partial, p_arrived, even, odd, full, told, piece, groups, tiles,
-    rows, SLOTS: gl.constexpr,
+    p_token, p_tile, p_y, p_gain, p_bias, p_shift, p_partial, p_arrived, even, odd, full, told, piece, groups, rows,
+    SLOTS: gl.constexpr,
 ):  # fmt: skip
     """Every unit of this program."""
     slot, phase = groups * 0, groups * 0
     word = _told(told, full, slot, phase)
     while word >= 0:
         tile, row, half = of_a_word(word)
-        kind = gl.load(p_tile + tile * 4)
+        kind = gl.load(p_tile + tile * ENTRY)
         for own in gl.static_range(KINDS):
             if kind == own:
                 slot, phase = _multiply_unit(
                     p_token, p_tile, p_y, p_gain, p_bias, p_shift, p_partial, p_arrived, even, odd, full, piece,
-                    groups, tiles, rows, tile, row, half, slot, phase, SLOTS, own,
+                    groups, rows, tile, row, half, slot, phase, SLOTS, own,
                 )  # fmt: skip
         word = _told(told, full, slot, phase)

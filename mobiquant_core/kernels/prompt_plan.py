@@ -1,6 +1,7 @@
 """Tokens of a prompt in the order of their depth, and the tiles they are multiplied in, all made on the device.
 
-A tile holds tokens of one depth. It knows neither weights nor what multiplies.
+A tile holds tokens of one depth. Where several weights read the same tokens, each has depths, an order and tiles of its
+own: a section. It knows rows of results, but neither weights nor what multiplies.
 """
 
 from dataclasses import dataclass
@@ -24,6 +25,15 @@ KINDS = tl.constexpr(4)
 """Tiles of 256 tokens and a surplus, of 256, of 128 and of 64."""
 _MOST_WITH_SURPLUS = tl.constexpr(3)
 """Of one depth. A surplus costs a fifth of a whole tile, a narrow tile four fifths (measured on an H200)."""
+MOST_SECTIONS = 3
+"""Queries, keys and values."""
+ENTRY = tl.constexpr(8)
+"""Numbers about a tile."""
+SIZES = tl.constexpr(4)
+"""Numbers about a section."""
+TILE_ROWS = tl.constexpr(16)
+ROWS = tl.constexpr(128)
+"""Of a block."""
 _SORTED_AT_ONCE, _BLOCK, _COPIED, _TILES_AT_ONCE = 8, 2048, 2048, 64
 
 
@@ -32,18 +42,24 @@ class Plan:
     """What the product reads besides weights."""
 
     x: Float[Tensor, "padded_tokens in_features"]
-    """Tokens in the order of their depth, unless all have the same and fill their tiles.
+    """Tokens in the order of their depth, one section after another; those of a section that all have the same depth
+    and fill their tiles are left out.
 
     Behind them is room for a tile, whose contents do not matter: where tiles reach past the end of a tensor they come
     in slowly.
     """
-    tokens: Int32[Tensor, " tokens"]
+    tokens: Int32[Tensor, " ordered_tokens"]
     """Which they are."""
-    tiles: Int32[Tensor, "most_tiles 4"]
-    """Kind, depth, place of the first token in that order, and how many there are; the slowest whole tiles come first,
-    narrow ones last."""
-    sizes: Int32[Tensor, " 4"]
-    """Tiles of the first two kinds, of all, whether `x` holds the tokens, and how many units are taken: none yet."""
+    tiles: Int32[Tensor, "all_most_tiles 8"]
+    """Room for as many tiles of each section as there can be; the slowest whole ones come first, narrow ones last.
+
+    Kind, depth, place of the first token in that order, and how many there are; where they start among tokens that are
+    in no order, or -1 for those in `x`; of the section, the first 16 rows, the ones behind its last, and the place in
+    `arrived` of the tile's first block of rows.
+    """
+    sizes: Int32[Tensor, "sections 4"]
+    """Tiles of the first two kinds, of all, blocks of 128 rows; and in the first row how many units are taken: none
+    yet."""
     arrived: Int32[Tensor, " units"]
     """Halves of each narrow unit that are done, at first none."""
 
@@ -99,34 +115,59 @@ def _pick(m, b):
 
 
 @triton.jit
-def _write_tiles(counts, p_tile, p_size, BLOCK: tl.constexpr):
+def _write_tiles(counts, first_place, copied, first_row, rows, first_unit, p_tile, p_size, BLOCK: tl.constexpr):
     b_kind, b_depth, b_start, b_tiles, b_most, b_end = _parts(counts)
     b_last = tl.cumsum(b_tiles, 0)
     tiles = tl.sum(b_tiles, 0)
+    blocks = tl.cdiv(rows, ROWS)
     tl.store(p_size, tl.sum(tl.where(b_kind < 2, b_tiles, 0), 0))
     tl.store(p_size + 1, tiles)
+    tl.store(p_size + 2, blocks)
+    tl.store(p_size + 3, 0)
     for first in range(0, tiles, BLOCK):
         i_tile = first + tl.arange(0, BLOCK)
         m = (i_tile[:, None] < b_last[None, :]) & (i_tile[:, None] >= (b_last - b_tiles)[None, :])
-        b_own = i_tile - _pick(m, b_last - b_tiles)
+        b_own, b_own_depth = i_tile - _pick(m, b_last - b_tiles), _pick(m, b_depth)
         b_place = _pick(m, b_start) + b_own * _pick(m, b_most)
-        p_own, m_tile = p_tile + i_tile * 4, i_tile < tiles
+        p_own, m_tile = p_tile + i_tile * ENTRY, i_tile < tiles
         tl.store(p_own, _pick(m, b_kind), mask=m_tile)
-        tl.store(p_own + 1, _pick(m, b_depth), mask=m_tile)
-        tl.store(p_own + 2, b_place, mask=m_tile)
+        tl.store(p_own + 1, b_own_depth, mask=m_tile)
+        tl.store(p_own + 2, first_place + b_place, mask=m_tile)
         tl.store(p_own + 3, tl.minimum(_pick(m, b_end) - b_place, _pick(m, b_most)), mask=m_tile)
+        tl.store(p_own + 4, tl.where(copied, -1, b_place), mask=m_tile)
+        tl.store(p_own + 5, first_row // TILE_ROWS, mask=m_tile)
+        tl.store(p_own + 6, tl.cdiv(first_row + rows, TILE_ROWS), mask=m_tile)
+        # A depth has one narrow tile at most.
+        tl.store(p_own + 7, first_unit + (b_own_depth - 1) * blocks, mask=m_tile)
 
 
-@triton.jit(do_not_specialize=["tokens", "units"])
+@triton.jit
+def _section_rows(section, rows_0, rows_1, rows_2):
+    """(first row, rows, blocks of rows of the sections before)."""
+    first = tl.where(section > 0, rows_0, 0) + tl.where(section > 1, rows_1, 0)
+    blocks = tl.where(section > 0, tl.cdiv(rows_0, ROWS), 0) + tl.where(section > 1, tl.cdiv(rows_1, ROWS), 0)
+    return first, tl.where(section == 0, rows_0, tl.where(section == 1, rows_1, rows_2)), blocks
+
+
+@triton.jit
+def _clear(p, first, end, BLOCK: tl.constexpr):
+    for begin in range(first, end, BLOCK):
+        i = begin + tl.arange(0, BLOCK)
+        tl.store(p + i, 0, mask=i < end)
+
+
+@triton.jit(do_not_specialize=["tokens", "most_tiles", "rows_0", "rows_1", "rows_2"])
 def plan_kernel(
-    p_x, p_depth, p_out, p_token, p_tile, p_size, p_arrived, o_x, tokens, width, units,
-    TOKENS: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr, TILES: tl.constexpr,
+    p_x, p_depth, p_out, p_token, p_tile, p_size, p_arrived, o_x, tokens, width, most_tiles, rows_0, rows_1, rows_2,
+    SLICES: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr, TILES: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """A few tokens: their places in the stable order by depth, and a copy there unless all are whole tiles of one
-    depth. The first program writes the tiles, and that no half of any narrow unit has arrived."""
+    """A few tokens of a section: their places in the stable order by depth, and a copy there unless all are whole tiles
+    of one depth. A section's first program writes its tiles, and that no half of any narrow unit has arrived."""
     begin_dependent(PDL)
-    program = tl.program_id(0)
+    program, section = tl.program_id(0), tl.program_id(1)
+    first_place = section * tokens
+    p_depth += first_place
     i_own = tl.arange(0, TOKENS)
     i_token = program * TOKENS + i_own
     m_token = i_token < tokens
@@ -140,17 +181,16 @@ def plan_kernel(
     b_depth = tl.load(p_depth + i_token, mask=m_token, other=1).to(tl.int64)
     b_beside = tl.load(p_depth + i_token, mask=m_token, other=0).to(tl.int64)
     b_same = (b_beside[None, :] == b_depth[:, None]) & (i_own[None, :] < i_own[:, None])
-    b_place = _first(counts, b_depth) + _field(before, b_depth) + tl.sum(b_same.to(tl.int32), 1)
+    b_place = first_place + _first(counts, b_depth) + _field(before, b_depth) + tl.sum(b_same.to(tl.int32), 1)
     most = tl.max(_field(counts, 1 + tl.arange(0, 4)), 0)
     tl.store(p_token + b_place, i_token, mask=m_token)
     copied = (most < tokens) | (tokens % WIDEST != 0)
     if program == 0:
-        _write_tiles(counts, p_tile, p_size, TILES)
-        tl.store(p_size + 2, copied.to(tl.int32))
-        tl.store(p_size + 3, 0)
-        for first in range(0, units, BLOCK):
-            i_unit = first + tl.arange(0, BLOCK)
-            tl.store(p_arrived + i_unit, 0, mask=i_unit < units)
+        first_row, rows, blocks_before = _section_rows(section, rows_0, rows_1, rows_2)
+        first_unit = blocks_before * SLICES
+        p_own_tile, p_own_size = p_tile + section * most_tiles * ENTRY, p_size + section * SIZES
+        _write_tiles(counts, first_place, copied, first_row, rows, first_unit, p_own_tile, p_own_size, TILES)
+        _clear(p_arrived, first_unit, first_unit + tl.cdiv(rows, ROWS) * SLICES, BLOCK)
     if copied:
         o_from, o_to = i_token.to(tl.int64) * o_x, b_place.to(tl.int64) * width
         for first in range(0, width, COLUMNS):
@@ -160,22 +200,30 @@ def plan_kernel(
             tl.store(p_out + o_to[:, None] + i_column[None, :], b_x, mask=m)
 
 
+def most_tiles(tokens: int, slices: int) -> int:
+    """Of a section: a depth has one tile at most that is not full, and one narrow tile at most."""
+    return tokens // WIDEST.value + slices
+
+
 def plan(
-    x: Float[Tensor, "tokens in_features"], depths: UInt8[Tensor, " tokens"], slices: int, row_blocks: int
+    x: Float[Tensor, "tokens in_features"],
+    depths: UInt8[Tensor, "sections tokens"],
+    slices: int,
+    rows: tuple[int, ...],
 ) -> Plan:
-    """The plan of a product with so many blocks of rows, made in one launch."""
-    tokens, device = x.shape[0], x.device
-    # A depth has one tile at most that is not full, and one narrow tile at most.
-    most_tiles, units = tokens // WIDEST.value + slices, slices * row_blocks
+    """The plan of a product with so many rows in each section, made in one launch. Only the last section may have a
+    number of rows that is no multiple of 16."""
+    (sections, tokens), device = depths.shape, x.device
+    most, units = most_tiles(tokens, slices), slices * sum(triton.cdiv(own, ROWS.value) for own in rows)
     overlaps = x.is_cuda and torch.cuda.get_device_capability(device) >= (9, 0)
-    shapes = ((tokens,), (most_tiles, 4), (4,), (units,))
+    shapes = ((sections * tokens,), (sections * most, ENTRY.value), (sections, SIZES.value), (units,))
     made = Plan(
-        torch.empty(tokens + WIDEST.value, x.shape[1], dtype=x.dtype, device=device),
+        torch.empty(sections * tokens + WIDEST.value, x.shape[1], dtype=x.dtype, device=device),
         *(torch.empty(shape, dtype=torch.int32, device=device) for shape in shapes),
     )
-    plan_kernel[(triton.cdiv(tokens, _SORTED_AT_ONCE),)](
+    plan_kernel[(triton.cdiv(tokens, _SORTED_AT_ONCE), sections)](
         x, depths.contiguous(), made.x, made.tokens, made.tiles, made.sizes, made.arrived, x.stride(0), tokens,
-        x.shape[1], units, TOKENS=_SORTED_AT_ONCE, BLOCK=_BLOCK, COLUMNS=_COPIED, TILES=_TILES_AT_ONCE,
-        PDL=overlaps, num_warps=8,
+        x.shape[1], most, *rows, *(0,) * (MOST_SECTIONS - sections), SLICES=slices, TOKENS=_SORTED_AT_ONCE,
+        BLOCK=_BLOCK, COLUMNS=_COPIED, TILES=_TILES_AT_ONCE, PDL=overlaps, num_warps=8,
     )  # fmt: skip
     return made

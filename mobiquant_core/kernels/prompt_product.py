@@ -1,6 +1,7 @@
 """A prompt times planes on Hopper: a plan of its tokens in one launch, the product straight from planes in another.
 
-No dense weight is written and the host reads nothing back. The second kernel (prompt_kernel.py) is Gluon, for compute
+Fused weights are multiplied in the same launch, every token at a depth of its own in each section. No dense weight is
+written and the host reads nothing back. The second kernel (prompt_kernel.py) is Gluon, for compute
 capability 9.0 and bf16 only; everywhere else many_tokens.py takes another road. It knows neither layers nor routers.
 """
 
@@ -13,14 +14,25 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from mobiquant_core.kernels import many_tokens
-from mobiquant_core.kernels.prompt_plan import MOST_TOKENS, NARROWEST, SURPLUS, WIDEST, WIDEST_NARROW, plan
-from mobiquant_core.packing import PackedWeight
+from mobiquant_core.kernels.prompt_plan import (
+    MOST_SECTIONS,
+    MOST_TOKENS,
+    NARROWEST,
+    SURPLUS,
+    WIDEST,
+    WIDEST_NARROW,
+    most_tiles,
+    plan,
+)
+from mobiquant_core.packing import PackedWeight, section
 
 _WORKS: dict[torch.device, bool] = {}
 
 
-def takes(x: Float[Tensor, "tokens in_features"]) -> bool:
-    """Whether `multiply` is written for these tokens on their card."""
+def takes(x: Float[Tensor, "tokens in_features"], sections: int = 1) -> bool:
+    """Whether `multiply` is written for these tokens on their card, and for so many sections."""
+    if sections > MOST_SECTIONS:
+        return False
     if x.dtype != torch.bfloat16 or not x.is_cuda or torch.cuda.get_device_capability(x.device) != (9, 0):
         return False
     # Shared memory is filled in pieces of 16 bytes of a row.
@@ -49,22 +61,24 @@ def works(device: torch.device) -> bool:
 
 
 def _agrees(device: torch.device) -> bool:
-    """Tries a small weight of several blocks of rows and groups, at mixed depths that make tiles of every kind and at
-    one depth."""
+    """Tries small weights of several blocks of rows and groups, alone and fused, at mixed depths that make tiles of
+    every kind and at one depth."""
     generator = torch.Generator(device).manual_seed(0)
-    words = torch.randint(-(2**31), 2**31, (4, 9, 6, 128), generator=generator, device=device, dtype=torch.int32)
+    words = torch.randint(-(2**31), 2**31, (4, 12, 6, 128), generator=generator, device=device, dtype=torch.int32)
     # Steps of 2^-6 and edges of -2^-5.
-    ranges = torch.full((9, 6, 16), 0x2400 - 0x58000000, dtype=torch.int32, device=device)
-    packed = PackedWeight(words, ranges, 768, (144,))
+    ranges = torch.full((12, 6, 16), 0x2400 - 0x58000000, dtype=torch.int32, device=device)
+    fused = PackedWeight(words, ranges, 768, (144, 48))
     # 256 tokens and a surplus, 60, 100, and 256 with 72 left.
     mixed = torch.tensor([1] * 280 + [2] * 60 + [3] * 100 + [4] * 328, dtype=torch.uint8, device=device)
     mixed = mixed[torch.randperm(mixed.numel(), generator=generator, device=device)]
+    same = torch.full_like(mixed, 2)
+    alone, both = section(fused, 0), torch.stack((mixed, same))
     x = torch.randn(mixed.numel(), 768, generator=generator, device=device).bfloat16()
     try:
         agrees = True
-        for depths in (mixed, torch.full_like(mixed, 2)):
-            expected = many_tokens.multiply(packed, x, depths)
-            agrees &= torch.allclose(multiply(packed, x, depths), expected, rtol=0.02, atol=0.02)
+        for packed, depths in ((alone, mixed[None]), (alone, same[None]), (fused, both), (fused, both.flip(0))):
+            expected = [many_tokens.multiply(section(packed, index), x, own) for index, own in enumerate(depths)]
+            agrees &= torch.allclose(multiply(packed, x, depths), torch.cat(expected, dim=1), rtol=0.02, atol=0.02)
     except torch.OutOfMemoryError:
         raise
     except Exception:
@@ -78,34 +92,31 @@ def _agrees(device: torch.device) -> bool:
 def multiply(
     packed: PackedWeight,
     x: Float[Tensor, "tokens in_features"],
-    depths: UInt8[Tensor, " tokens"],
+    depths: UInt8[Tensor, "sections tokens"],
     bias: Float[Tensor, " out"] | None = None,
     shift: Float[Tensor, "depths out"] | None = None,
     gain: Float[Tensor, "depths out"] | None = None,
-    *,
-    section: int = 0,
 ) -> Float[Tensor, "tokens out"]:
-    """Every token times one section at its own depth, in bf16."""
+    """Every token times every section at its own depth there, in bf16; results of sections side by side."""
     from triton.experimental.gluon import language as gl
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
     from mobiquant_core.kernels.prompt_cuts import COLUMNS, ROWS
 
-    out = x.new_empty(x.shape[0], packed.sections[section])
-    made = plan(x, depths, packed.slices, -(-out.shape[1] // ROWS.value))
+    out = x.new_empty(x.shape[0], packed.out_features)
+    made = plan(x, depths, packed.slices, packed.sections)
     layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     boxes = [
         TensorDescriptor.from_tensor(tokens, [most.value, COLUMNS.value], layout)
         for tokens, most in ((x, WIDEST), (made.x, WIDEST), (made.x, NARROWEST), (made.x, SURPLUS))
     ]
-    ends = (0, *packed.section_tiles)
     bias, shift, gain = (None if t is None else t.float().contiguous() for t in (bias, shift, gain))
-    # Sums of both halves of every narrow tile, of which a depth has one.
+    # Sums of both halves of every narrow tile, of which a depth has one in each section.
     sums = torch.empty(made.arrived.numel(), 2, ROWS.value, WIDEST_NARROW.value, dtype=torch.float32, device=x.device)
     _kernel()[(_programs(x.device),)](
         *boxes, packed.planes, packed.ranges, made.tokens, made.tiles, made.sizes, out, gain, bias, shift, sums,
-        made.arrived, packed.planes.stride(0), packed.groups, ends[section], ends[section + 1] - ends[section],
-        out.shape[1], SLICES=packed.slices, num_warps=8, launch_pdl=True,
+        made.arrived, packed.planes.stride(0), packed.groups, most_tiles(x.shape[0], packed.slices), out.shape[1],
+        SLICES=packed.slices, SECTIONS=len(packed.sections), num_warps=8, launch_pdl=True,
     )  # fmt: skip
     return out
 

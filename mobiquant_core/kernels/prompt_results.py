@@ -41,12 +41,12 @@ def tokens_of(p_token, valid, WIDTH: gl.constexpr):
 
 @gluon.jit
 def store(
-    acc, piece, tokens, valid, first_row, rows, p_y, p_gain, p_bias, p_shift, depth, WIDTH: gl.constexpr,
+    acc, piece, tokens, valid, first_row, end_row, rows, p_y, p_gain, p_bias, p_shift, depth, WIDTH: gl.constexpr,
     ACC: gl.constexpr,
 ):  # fmt: skip
     """Rows times gain plus bias and shift, each token where it came from: 256 bytes of a token in a row."""
     i_row = first_row + row_at(gl.arange(0, ROWS, layout=gl.SliceLayout(1, ACC)))
-    m_row = i_row < rows
+    m_row = i_row < end_row
     b_gain = gl.full([ROWS], SCALE, gl.float32, layout=gl.SliceLayout(1, ACC))
     b_add = gl.full([ROWS], 0.0, gl.float32, layout=gl.SliceLayout(1, ACC))
     if p_gain is not None:
@@ -65,7 +65,7 @@ def store(
         b_out = gl.permute(gl.reshape(own.load(_STORE), [AT_ONCE, ROWS // 8, 2, 2, 2]), [0, 1, 4, 3, 2])
         b_out = gl.convert_layout(gl.reshape(b_out, [AT_ONCE, ROWS]), _STORE)
         p_out = p_y + tokens[i][:, None].to(gl.int64) * rows + i_out[None, :]
-        gl.store(p_out, b_out, mask=(_slots(i * AT_ONCE, AT_ONCE) < valid)[:, None] & (i_out < rows)[None, :])
+        gl.store(p_out, b_out, mask=(_slots(i * AT_ONCE, AT_ONCE) < valid)[:, None] & (i_out < end_row)[None, :])
 
 
 @gluon.jit

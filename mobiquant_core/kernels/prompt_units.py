@@ -1,15 +1,17 @@
 """What the programs of the prompt product share out: units of 128 rows by a tile of tokens (Gluon).
 
-Whole tiles come first, the slowest of them before the others, then halves of narrow ones. A program that is done takes
-the next unit. It knows neither weights nor tokens.
+Whole tiles of every section come first, the slowest of each before its others, then halves of narrow ones. A program
+that is done takes the next unit. It knows neither weights nor tokens.
 """
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from mobiquant_core.kernels.prompt_plan import SIZES
+
 _BAND = gl.constexpr(4)
 _ROW = gl.constexpr(12)
-"""Bits of a word below the row block: 65,535 tokens make fewer than 2^11 tiles."""
+"""Bits of a word below the row block: 65,535 tokens make fewer than 2^11 tiles in three sections."""
 
 
 @gluon.jit
@@ -19,40 +21,49 @@ def parts_of(groups):
 
 
 @gluon.jit
-def row_blocks(tiles):
-    return (tiles + 7) // 8
+def all_units(p_size, most_tiles, groups, SECTIONS: gl.constexpr):
+    """Runs of units, of whole tiles of each section and then of narrow ones: (first unit, first tile, tiles, blocks of
+    rows) of each; and how many units there are."""
+    runs, begin = (), groups * 0
+    for run in gl.static_range(2 * SECTIONS):
+        p_own = p_size + run % SECTIONS * SIZES
+        wholes, blocks = gl.load(p_own), gl.load(p_own + 2)
+        # Triton joins tuples, but does not unpack them in place.
+        if run < SECTIONS:
+            runs = runs + ((begin, run * most_tiles, wholes, blocks),)  # noqa: RUF005
+            begin += wholes * blocks
+        else:
+            narrow = gl.load(p_own + 1) - wholes
+            runs = runs + ((begin, (run - SECTIONS) * most_tiles + wholes, narrow, blocks),)  # noqa: RUF005
+            begin += narrow * blocks * parts_of(groups)
+    return runs, begin
 
 
 @gluon.jit
-def all_units(p_size, tiles, groups):
-    """(units of whole tiles, units of all, whole tiles, blocks of rows)."""
-    blocks = row_blocks(tiles)
-    whole_tiles, token_tiles = gl.load(p_size), gl.load(p_size + 1)
-    wholes = whole_tiles * blocks
-    return wholes, wholes + (token_tiles - whole_tiles) * blocks * parts_of(groups), whole_tiles, blocks
-
-
-@gluon.jit
-def unit_at(index, units, groups):
+def unit_at(index, units, groups, SECTIONS: gl.constexpr):
     """(token tile, row block, first group, groups) of a unit; of the last one for those past it.
 
-    Bands of token tiles, so that programs that run together share rows and tokens in the L2 cache.
+    Bands of whole tiles, so that programs that run together share rows and tokens in the L2 cache.
     """
-    wholes, end, whole_tiles, blocks = units
+    runs, end = units
     index = gl.minimum(index, end - 1)
-    band = index // (_BAND * blocks)
-    within = index - band * (_BAND * blocks)
-    wide = gl.maximum(gl.minimum(_BAND, whole_tiles - band * _BAND), 1)
-    parts = parts_of(groups)
-    narrow = index - wholes
-    half, part = groups // parts, narrow % parts
-    narrow = narrow // parts
-    is_whole = index < wholes
-    row = gl.where(is_whole, within // wide, narrow % blocks)
-    tile = gl.where(is_whole, band * _BAND + within % wide, whole_tiles + narrow // blocks)
-    first = gl.where(is_whole, 0, part * half)
-    last = gl.where(is_whole | (part == parts - 1), groups, half)
-    return tile, row, first, last - first
+    begin, first_tile, tiles, blocks = runs[0]
+    for run in gl.static_range(1, 2 * SECTIONS):
+        is_behind = index >= runs[run][0]
+        begin = gl.where(is_behind, runs[run][0], begin)
+        first_tile = gl.where(is_behind, runs[run][1], first_tile)
+        tiles = gl.where(is_behind, runs[run][2], tiles)
+        blocks = gl.where(is_behind, runs[run][3], blocks)
+    is_whole = index < runs[SECTIONS][0]
+    parts = gl.where(is_whole, 1, parts_of(groups))
+    most_wide = gl.where(is_whole, _BAND, 1)
+    half, part, place = groups // parts, (index - begin) % parts, (index - begin) // parts
+    band = place // (most_wide * blocks)
+    within = place - band * (most_wide * blocks)
+    wide = gl.maximum(gl.minimum(most_wide, tiles - band * most_wide), 1)
+    first = part * half
+    last = gl.where(part == parts - 1, groups, half)
+    return first_tile + band * most_wide + within % wide, within // wide, first, last - first
 
 
 @gluon.jit

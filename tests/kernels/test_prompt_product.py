@@ -20,7 +20,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
 from mobiquant_core.kernels.prompt_kernel import product_kernel as kernel
 
-constants = {"p_gain": None, "p_bias": None, "p_shift": None, "SLICES": 4}
+constants = {"p_gain": None, "p_bias": None, "p_shift": None, "SLICES": 4, "SECTIONS": SECTIONS}
 boxes = {"x_desc": 256, "sorted_desc": 256, "narrow_desc": 64, "surplus_desc": 32}
 layout = gl.NVMMASharedLayout(128, 16, 2)
 types = {name: f"tensordesc<bf16[{most}, 64],{layout!r}>" for name, most in boxes.items()}
@@ -57,10 +57,11 @@ def test_the_product_is_tried_once_and_never_while_a_graph_is_captured(monkeypat
     assert prompt_product.works(device) and trials == [device]
 
 
-def test_weights_go_to_shared_memory_in_wide_pieces(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sections", [1, 3])
+def test_weights_go_to_shared_memory_and_results_to_memory_in_wide_pieces(tmp_path: Path, sections: int) -> None:
     pytest.importorskip("triton.experimental.gluon")
     environment = {"PATH": "/usr/bin:/bin", "TRITON_INTERPRET": "0", "HOME": str(tmp_path)}
-    command = [sys.executable, "-c", _COMPILE]
+    command = [sys.executable, "-c", f"SECTIONS = {sections}\n{_COMPILE}"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     made = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
@@ -72,6 +73,10 @@ def test_weights_go_to_shared_memory_in_wide_pieces(tmp_path: Path) -> None:
     # Sixteen for each depth: 128 rows of a group by 128 threads, eight weights each; no other way through memory.
     wide = re.findall(r"st\.shared\.v4\.b32", made["ptx"])
     assert len(wide) == 4 * 16 and "ld.local" not in made["ptx"]
+    # Two bytes of a result each, sixteen at once: 128 rows of a tile's tokens by 256 threads.
+    results = re.findall(r"st\.global\S*\.v4\.b32", made["ptx"])
+    assert len(results) == (288 + 256 + 128 + 64) * 128 // (256 * 8)
+    assert not re.findall(r"st\.global\S*\.b16", made["ptx"])
 
 
 @pytest.mark.gpu
@@ -80,7 +85,8 @@ def test_weights_go_to_shared_memory_in_wide_pieces(tmp_path: Path) -> None:
     ("sections", "width", "shares"),
     [
         ((128,), 128, (1.0,)), ((129,), 1000, (0, 0, 1.0)), ((1000,), 4096, (0.4, 0.3, 0.2, 0.1)),
-        ((4096,), 14336, (0.5, 0.5)), ((16, 200), 1032, (0.6, 0.4)),
+        ((4096,), 14336, (0.5, 0.5)), ((16, 200), 1032, (0.6, 0.4)), ((144, 256, 130), 640, (0.4, 0.3, 0.2, 0.1)),
+        ((4096, 1024, 1024), 4096, (0.25, 0.25, 0.25, 0.25)),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("tokens", [49, 300, 512, 2048])
@@ -88,15 +94,21 @@ def test_prompts_on_a_gpu(sections: tuple[int, ...], width: int, shares: tuple[f
     x = torch.randn(tokens, width, device="cuda").bfloat16()
     if not prompt_product.takes(x):
         pytest.skip("this card takes dense weights")
-    section, rows = len(sections) - 1, sections[-1]
     packed = random_packed(sections, width, slices=max(2, len(shares)))
-    depths = (torch.multinomial(torch.tensor(shares), tokens, replacement=True) + 1).to(torch.uint8).cuda()
+    depths = (torch.multinomial(torch.tensor(shares), tokens * len(sections), replacement=True) + 1).to(torch.uint8)
+    depths = depths.view(len(sections), tokens).cuda()
+    # One section has a single depth: where its tiles are whole, its tokens are not put in order.
+    depths[1:2] = len(shares)
+    rows = packed.out_features
     gain, shift = torch.rand(4, rows, device="cuda") + 0.5, torch.randn(4, rows, device="cuda")
-    bias, own = torch.randn(rows, device="cuda"), depths.long() - 1
-    truth = exact(packed, x, depths.expand(section + 1, -1))[:, -rows:]
-    assert relative_error(prompt_product.multiply(packed, x, depths, section=section), truth) < 5e-3
-    found = prompt_product.multiply(packed, x, depths, bias, shift, gain, section=section)
-    assert relative_error(found, truth * gain[own] + bias + shift[own]) < 5e-3
+    bias, truth = torch.randn(rows, device="cuda"), exact(packed, x, depths)
+    of_rows = torch.repeat_interleave(depths.long() - 1, torch.tensor(sections, device="cuda"), dim=0).t()
+    found = prompt_product.multiply(packed, x, depths)
+    readout = prompt_product.multiply(packed, x, depths, bias, shift, gain)
+    expected = truth * gain.gather(0, of_rows) + bias + shift.gather(0, of_rows)
+    for y, right in ((found, truth), (readout, expected)):
+        for own, own_right in zip(y.split(sections, dim=1), right.split(sections, dim=1), strict=True):
+            assert relative_error(own, own_right) < 5e-3
 
 
 @pytest.mark.gpu
