@@ -1,6 +1,7 @@
 """The quantized linear: codes in place of a weight, a depth per token in place of one precision.
 
-It asks the current routing pass for depths and a kernel for the product; it holds no state of a call.
+It asks the current routing pass for depths, or for a product that is made together with others, and a kernel for its
+own; it holds no state of a call.
 """
 
 from collections.abc import Callable
@@ -107,6 +108,9 @@ class MobiLinear(nn.Module):
         return (dequantize(self.sliced, depth) * self.gain[depth - 1].unsqueeze(1)).to(dtype)
 
     def forward(self, x: Float[Tensor, "... in_features"]) -> Float[Tensor, "... out_features"]:
+        together = routing.product(self, x)
+        if together is not None:
+            return together
         depths = routing.current_pass().depths(self, x)
         tokens = x.reshape(-1, self.in_features)
         if isinstance(depths, int):

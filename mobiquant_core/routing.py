@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from mobiquant_core.site_product import Readouts, SiteProduct, planes_together, readouts
 from mobiquant_core.token_scores import TokenScorer, leading_depths, non_increasing
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ _MANY = 17
 
 Depths = int | Tensor
 """One depth for all tokens of the call, or uint8 [tokens]."""
+DepthRows = Sequence[int] | Tensor
+"""The same of consecutive linears: one for each, or uint8 [linears, tokens]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +49,11 @@ class RuntimeSite:
     def first(self) -> int:
         """Index of its first linear; the others follow without a gap."""
         return self.linears[0].index
+
+    @cached_property
+    def readouts(self) -> Readouts:
+        """Those of its linears side by side, for products of all of them; planes are made of linears that are done."""
+        return readouts(self.linears)
 
     @cached_property
     def decided(self) -> slice:
@@ -119,10 +127,10 @@ class Recorder:
     """Collects the scores and depths of one forward pass."""
 
     def __init__(self) -> None:
-        self._parts: dict[int, tuple[Tensor, Sequence[Depths]]] = {}
+        self._parts: dict[int, tuple[Tensor, DepthRows]] = {}
         self._token_parts: dict[int, tuple[np.ndarray, list[int]]] = {}
 
-    def add(self, first: int, scores: Float[Tensor, "tokens linears extra"], depths: Sequence[Depths]) -> None:
+    def add(self, first: int, scores: Float[Tensor, "tokens linears extra"], depths: DepthRows) -> None:
         """Scores and depths of consecutive linears, starting at index `first`."""
         self._parts[first] = (scores, depths)
 
@@ -170,8 +178,9 @@ class RoutingPass:
         self._recorder = recorder
         self._site: RuntimeSite | None = None
         self._x: Tensor | None = None
-        self._depths: Sequence[Depths] = ()
-        self._fixed: Sequence[Depths] | None = None
+        self._depths: DepthRows = ()
+        self._fixed: DepthRows | None = None
+        self._product: SiteProduct | None = None
         self._thresholds: dict[torch.device, Tensor] = {}
         self._token: Token | None = None
 
@@ -183,20 +192,41 @@ class RoutingPass:
         if self._token is not None:
             _current.reset(self._token)
         # The pass may outlive the forward inside a recorder's owner; the activations must not.
-        self._x = self._site = None
+        self._x = self._site = self._product = None
 
     def depths(self, linear: MobiLinear, x: Float[Tensor, "... in_features"]) -> Depths:
         """The depth of each of x's tokens at `linear`."""
+        rows, place = self._routed(linear, x)
+        chosen = rows[place]
+        return chosen if isinstance(chosen, int) else chosen.to(x.device)
+
+    def product(
+        self, linear: MobiLinear, x: Float[Tensor, "... in_features"]
+    ) -> Float[Tensor, "... out_features"] | None:
+        """Its product where one launch makes those of all linears that read x; None where it makes its own."""
+        taken = None if self._product is None else self._product.take(linear, x)
+        site = self._sites[linear.index]
+        if taken is not None or linear is not site.linears[0]:
+            return taken
+        planes = planes_together(site.linears, x)
+        if planes is None:
+            return None
+        rows, place = self._routed(linear, x)
+        depths = _table(rows[place : place + len(site.linears)], x)
+        self._product = SiteProduct(site.linears, planes, x, depths, site.readouts)
+        return self._product.take(linear, x)
+
+    def _routed(self, linear: MobiLinear, x: Float[Tensor, "... in_features"]) -> tuple[DepthRows, int]:
+        """Depths of x's tokens at consecutive linears, and which of them is `linear`."""
         if not self.plan.policy.reads_input:
             if self._fixed is None:
                 self._fixed = self._route_positions(x)
-            chosen = self._fixed[linear.index]
-            return chosen if isinstance(chosen, int) else chosen.to(x.device)
+            return self._fixed, linear.index
         own = self._sites[linear.index]
         site = reader(self.plan.policy, own)  # type: ignore[arg-type]
         if site is not self._site or (site is own and x is not self._x):
             self._route_site(site, x)
-        return self._depths[linear.index - site.first]
+        return self._depths, linear.index - site.first
 
     def _route_site(self, site: RuntimeSite, x: Float[Tensor, "... in_features"]) -> None:
         # The quick way knows no gradients.
@@ -220,7 +250,7 @@ class RoutingPass:
         if self._recorder is not None:
             self._recorder.add_token(site.first, scores, depths)
 
-    def _route_positions(self, x: Float[Tensor, "... in_features"]) -> Sequence[Depths]:
+    def _route_positions(self, x: Float[Tensor, "... in_features"]) -> DepthRows:
         length = x.shape[-2] if x.dim() > 1 else 1
         positions = torch.arange(self._position, self._position + length, device=x.device)
         positions = positions.repeat(x.numel() // x.shape[-1] // length)
@@ -230,7 +260,7 @@ class RoutingPass:
             self._recorder.add(0, scores, depths)
         return depths
 
-    def _above_thresholds(self, scores: Float[Tensor, "tokens heads extra"], first: int) -> Sequence[Depths]:
+    def _above_thresholds(self, scores: Float[Tensor, "tokens heads extra"], first: int) -> DepthRows:
         """Depths of consecutive linears: 1 + the number of scores strictly above the threshold."""
         tokens, heads, extra = scores.shape
         limits = self.plan.threshold_list[first : first + heads]
@@ -243,7 +273,7 @@ class RoutingPass:
             # At both ends of the budgets every token has the depth that the host knows: nothing has to be sorted.
             return [1 if limit > 0 else 1 + extra for limit in limits]
         limits = self._thresholds_on(scores.device)[first : first + heads]
-        return depths_above(scores, limits).t().contiguous().unbind(0)
+        return depths_above(scores, limits).t().contiguous()
 
     def _thresholds_on(self, device: torch.device) -> Float[Tensor, " linears"]:
         if device not in self._thresholds:
@@ -256,6 +286,16 @@ def depths_above(
 ) -> UInt8[Tensor, "tokens linears"]:
     """1 + the number of scores strictly above the linear's threshold."""
     return (scores > limits[:, None]).sum(-1, dtype=torch.uint8) + 1
+
+
+def _table(rows: DepthRows, x: Float[Tensor, "... in_features"]) -> UInt8[Tensor, "linears tokens"]:
+    """A depth for every token of x at every linear."""
+    if isinstance(rows, Tensor):
+        return rows.to(x.device)
+    table = torch.empty(len(rows), x.numel() // x.shape[-1], dtype=torch.uint8, device=x.device)
+    for row, depth in zip(table, rows, strict=True):
+        row.fill_(depth)
+    return table
 
 
 class FixedDepth:
@@ -291,6 +331,12 @@ _current: ContextVar[RoutingPass | FixedDepth | _AllSlices] = ContextVar("mobiqu
 def current_pass() -> RoutingPass | FixedDepth | _AllSlices:
     """The pass of this thread or task; outside of any, one that uses all slices."""
     return _current.get()
+
+
+def product(linear: MobiLinear, x: Float[Tensor, "... in_features"]) -> Float[Tensor, "... out_features"] | None:
+    """What the pass of this thread made for a linear together with others that read x; None where it makes its own."""
+    found = _current.get()
+    return found.product(linear, x) if isinstance(found, RoutingPass) else None
 
 
 @contextmanager

@@ -21,7 +21,6 @@ from mobiquant_core.fast_decode.weights import (
     pack_router,
     pack_sketch,
 )
-from mobiquant_core.linear import MobiLinear
 from mobiquant_core.packing import PackedWeight, can_pack
 from mobiquant_core.planes import planes_of, site_planes
 from mobiquant_core.router import MlpRouter, SketchRouter
@@ -145,9 +144,9 @@ def _site(site: RuntimeSite) -> SiteWeights:
         site_planes(site),
         _router(site),
         site.first,
-        bias=_joined(site.linears, "bias", 0.0),
-        shift=_joined(site.linears, "shift", 0.0),
-        gain=_joined(site.linears, "gain", 1.0),
+        bias=site.readouts.bias,
+        shift=site.readouts.shift,
+        gain=site.readouts.gain,
         followers=site.decided.stop - site.first - len(site.linears),
         follows=site.leader is not None,
     )
@@ -163,18 +162,3 @@ def _router(site: RuntimeSite) -> RouterWeights | None:
         return None
     parts = (router.direction, router.size, router.hidden_bias, router.output, router.base)
     return pack_router(*(part.data.float() for part in parts), heads=router.heads)
-
-
-def _joined(linears: tuple[MobiLinear, ...], name: str, absent: float) -> Tensor | None:
-    """A readout of several linears side by side; None where none of them has it."""
-    found = [getattr(linear, name) for linear in linears]
-    if all(value is None for value in found):
-        return None
-    some = next(value for value in found if value is not None)
-    return torch.cat(
-        [
-            some.new_full((*some.shape[:-1], linear.out_features), absent) if value is None else value.data
-            for linear, value in zip(linears, found, strict=True)
-        ],
-        dim=-1,
-    ).float()

@@ -104,6 +104,20 @@ def mixed_planes(
     return gpu.mixed_linear(packed, x, depths, bias, shift, gain)
 
 
+def fused_planes(
+    x: Float[Tensor, "tokens in_features"],
+    packed: PackedWeight,
+    depths: UInt8[Tensor, "sections tokens"],
+    bias: Float[Tensor, " out"] | None = None,
+    shift: Float[Tensor, "depths out"] | None = None,
+    gain: Float[Tensor, "depths out"] | None = None,
+) -> Float[Tensor, "tokens out"]:
+    """The same for all sections of fused planes at once, side by side, where `whole_prompt` says so."""
+    from mobiquant_core.kernels import gpu
+
+    return gpu.fused_linear(packed, x, depths, bias, shift, gain)
+
+
 def whole_prompt(packed: PackedWeight, x: Float[Tensor, "tokens in_features"]) -> bool:
     """Whether planes, which have no gradient, are quicker than a dense weight where all these tokens have one depth."""
     if not x.is_cuda or (torch.is_grad_enabled() and x.requires_grad):
