@@ -1,12 +1,19 @@
-"""Products of a whole prompt with every linear of a Llama-3-8B, at one depth and at mixed ones, beside bf16 cuBLAS."""
+"""Products of a whole prompt with the linears of a Llama-3-8B, at one depth and at mixed ones, beside bf16 cuBLAS.
 
+Linears that read the same input are multiplied as in a model: fused, each at depths of its own, beside one bf16 product
+of all their rows.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mobiquant_core.bench.kernel import SHAPES, exact, random_packed, relative_error
 from mobiquant_core.bench.timing import graph_microseconds
 from mobiquant_core.kernels import gpu, many_tokens, prompt_product
+from mobiquant_core.packing import PackedWeight, section
 
 TOKENS = 2048
 MIXES: dict[str, tuple[float, ...]] = {
@@ -22,43 +29,73 @@ FEW_TOKENS = (17, 32, 48, 64, 128, 256, 512, 1024)
 """Numbers of tokens about which it changes which road is the quicker one."""
 
 
-def draw_depths(mix: tuple[float, ...], tokens: int) -> torch.Tensor:
-    shares = torch.tensor(mix, device="cuda")
+def draw_depths(mix: tuple[float, ...], sections: int, tokens: int) -> Tensor:
+    shares = torch.tensor(mix, device="cuda").expand(sections, -1)
     return (torch.multinomial(shares, tokens, replacement=True) + 1).to(torch.uint8)
 
 
+def as_in_a_model(packed: PackedWeight, x: Tensor, depths: Tensor) -> Sequence[Tensor]:
+    """Results of every section: by one launch where a pass makes them together, else by one for each."""
+    if gpu.whole_prompt(packed, x):
+        return gpu.fused_linear(packed, x, depths).split(packed.sections, dim=1)
+    return [gpu.mixed_linear(section(packed, index), x, own) for index, own in enumerate(depths)]
+
+
+def by_dense_weights(packed: PackedWeight, x: Tensor, depths: Tensor) -> Sequence[Tensor]:
+    return [many_tokens.multiply(section(packed, index), x, own) for index, own in enumerate(depths)]
+
+
 def measure(tokens: int = TOKENS) -> list[dict[str, Any]]:
-    """One row per linear and mix of depths: the road that is taken, and the one by dense weights."""
+    """One row per input and mix of depths: the road that is taken, and the one by dense weights; and one per mix for
+    all products of a layer."""
+    rows = [row for name in SHAPES for row in _measure_shape(name, tokens)]
+    return rows + [_layer([row for row in rows if row["mix"] == mix]) for mix in MIXES]
+
+
+def _measure_shape(name: str, tokens: int) -> list[dict[str, Any]]:
+    sections, width = SHAPES[name]
+    packed = random_packed(sections, width)
+    x = torch.randn(tokens, width, device="cuda", dtype=torch.bfloat16)
+    dense = torch.randn(sum(sections), width, device="cuda", dtype=torch.bfloat16) * 0.02
+    bf16 = graph_microseconds([lambda: torch.nn.functional.linear(x, dense)] * 3)
     rows = []
-    for name, (sections, width) in SHAPES.items():
-        packed = random_packed(sections[:1], width)
-        x = torch.randn(tokens, width, device="cuda", dtype=torch.bfloat16)
-        dense = torch.randn(sections[0], width, device="cuda", dtype=torch.bfloat16) * 0.02
-        bf16 = graph_microseconds([lambda x=x, w=dense: torch.nn.functional.linear(x, w)] * 3)
-        for mix, shares in MIXES.items():
-            depths = draw_depths(shares, tokens)
-            y = gpu.mixed_linear(packed, x, depths)
-            some = torch.randperm(tokens, device="cuda")[:64]
-            error = relative_error(y[some], exact(packed, x[some], depths[some][None]))
-            whole, dense_road = (
-                graph_microseconds([lambda d=depths, p=packed, x=x, road=road: road(p, x, d)] * 3)
-                for road in (gpu.mixed_linear, many_tokens.multiply)
-            )
-            rows.append(
-                {
-                    "shape": name,
-                    "rows": sections[0],
-                    "columns": width,
-                    "tokens": tokens,
-                    "mix": mix,
-                    "bf16_microseconds": bf16,
-                    "microseconds": whole,
-                    "share_of_bf16_speed": bf16 / whole,
-                    "dense_weights_microseconds": dense_road,
-                    "error": error,
-                }
-            )
+    for mix, shares in MIXES.items():
+        depths = draw_depths(shares, len(sections), tokens)
+        some = torch.randperm(tokens, device="cuda")[:64]
+        y = torch.cat([part[some] for part in as_in_a_model(packed, x, depths)], dim=1)
+        whole, dense_road = (
+            graph_microseconds([lambda d=depths, road=road: road(packed, x, d)] * 3)
+            for road in (as_in_a_model, by_dense_weights)
+        )
+        rows.append(
+            {
+                "shape": name,
+                "rows": sum(sections),
+                "columns": width,
+                "tokens": tokens,
+                "mix": mix,
+                "bf16_microseconds": bf16,
+                "microseconds": whole,
+                "share_of_bf16_speed": bf16 / whole,
+                "dense_weights_microseconds": dense_road,
+                "error": relative_error(y, exact(packed, x[some], depths[:, some])),
+            }
+        )
     return rows
+
+
+def _layer(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """All products of a layer after one another."""
+    spent = ("bf16_microseconds", "microseconds", "dense_weights_microseconds")
+    total = {key: sum(row[key] for row in rows) for key in spent}
+    return {
+        "shape": "layer",
+        "tokens": rows[0]["tokens"],
+        "mix": rows[0]["mix"],
+        **total,
+        "share_of_bf16_speed": total["bf16_microseconds"] / total["microseconds"],
+        "error": max(row["error"] for row in rows),
+    }
 
 
 def measure_crossover() -> list[dict[str, Any]]:
@@ -69,12 +106,12 @@ def measure_crossover() -> list[dict[str, Any]]:
         packed = random_packed(sections[:1], width)
         for tokens in FEW_TOKENS:
             x = torch.randn(tokens, width, device="cuda", dtype=torch.bfloat16)
-            depths = draw_depths(MIXES["3 bits mixed"], tokens)
+            depths = draw_depths(MIXES["3 bits mixed"], 1, tokens)
             roads = {"pieces": gpu.in_pieces, "dense_weights": many_tokens.multiply}
             if prompt_product.takes(x):
                 roads["prompt"] = lambda p, x, d: prompt_product.multiply(p, x, d[None])
             row: dict[str, Any] = {"shape": name, "rows": sections[0], "tokens": tokens}
             for label, road in roads.items():
-                row[label] = graph_microseconds([lambda d=depths, p=packed, x=x, road=road: road(p, x, d)] * 3)
+                row[label] = graph_microseconds([lambda d=depths[0], p=packed, x=x, road=road: road(p, x, d)] * 3)
             rows.append(row)
     return rows
