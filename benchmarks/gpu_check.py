@@ -82,7 +82,7 @@ def few_points(width: int, tokens: int, kind: str) -> tuple[list[str], dict[str,
             out = torch.full((tokens, rows), float("nan"), device="cuda", dtype=DTYPES[kind])
             few_tokens.multiply(packed, few_tokens.prepare(x, depths), depths, out)
         elif rows >= gpu.LEAST_ROWS and prompt_product.takes(x):
-            out = prompt_product.multiply(packed, x, depths)
+            out = torch.cat(prompt_product.multiply(packed, x, depths), dim=1)
         else:
             out = many_tokens.multiply(packed, x, depths[0])
         truth = bench.exact(packed, x, depths)

@@ -68,10 +68,9 @@ class SiteProduct:
         depths: UInt8[Tensor, "linears tokens"],
         readouts: Readouts,
     ) -> None:
-        y = dispatch.fused_planes(
+        parts = dispatch.fused_planes(
             x.reshape(-1, x.shape[-1]), planes, depths, readouts.bias, readouts.shift, readouts.gain
         )
-        parts = y.split(planes.sections, dim=1)
         self._x: Tensor | None = x
         self._left = {
             linear.index: part.view(*x.shape[:-1], linear.out_features)

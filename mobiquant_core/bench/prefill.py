@@ -37,7 +37,7 @@ def draw_depths(mix: tuple[float, ...], sections: int, tokens: int) -> Tensor:
 def as_in_a_model(packed: PackedWeight, x: Tensor, depths: Tensor) -> Sequence[Tensor]:
     """Results of every section: by one launch where a pass makes them together, else by one for each."""
     if gpu.whole_prompt(packed, x):
-        return gpu.fused_linear(packed, x, depths).split(packed.sections, dim=1)
+        return gpu.fused_linear(packed, x, depths)
     return [gpu.mixed_linear(section(packed, index), x, own) for index, own in enumerate(depths)]
 
 
@@ -109,7 +109,7 @@ def measure_crossover() -> list[dict[str, Any]]:
             depths = draw_depths(MIXES["3 bits mixed"], 1, tokens)
             roads = {"pieces": gpu.in_pieces, "dense_weights": many_tokens.multiply}
             if prompt_product.takes(x):
-                roads["prompt"] = lambda p, x, d: prompt_product.multiply(p, x, d[None])
+                roads["prompt"] = lambda p, x, d: prompt_product.multiply(p, x, d[None])[0]
             row: dict[str, Any] = {"shape": name, "rows": sections[0], "tokens": tokens}
             for label, road in roads.items():
                 row[label] = graph_microseconds([lambda d=depths[0], p=packed, x=x, road=road: road(p, x, d)] * 3)

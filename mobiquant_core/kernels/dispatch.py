@@ -111,8 +111,8 @@ def fused_planes(
     bias: Float[Tensor, " out"] | None = None,
     shift: Float[Tensor, "depths out"] | None = None,
     gain: Float[Tensor, "depths out"] | None = None,
-) -> Float[Tensor, "tokens out"]:
-    """The same for all sections of fused planes at once, side by side, where `whole_prompt` says so."""
+) -> list[Float[Tensor, "tokens rows"]]:
+    """The same for all sections of fused planes at once, where `whole_prompt` says so."""
     from mobiquant_core.kernels import gpu
 
     return gpu.fused_linear(packed, x, depths, bias, shift, gain)

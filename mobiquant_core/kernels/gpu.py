@@ -30,8 +30,8 @@ def fused_linear(
     bias: Float[Tensor, " out"] | None = None,
     shift: Float[Tensor, "depths out"] | None = None,
     gain: Float[Tensor, "depths out"] | None = None,
-) -> Float[Tensor, "tokens out"]:
-    """Every token of a whole prompt times every section at its own depth there, side by side."""
+) -> list[Float[Tensor, "tokens rows"]]:
+    """Every token of a whole prompt times every section at its own depth there."""
     return prompt_product.multiply(packed, x, depths, bias, shift, gain)
 
 
@@ -45,7 +45,7 @@ def mixed_linear(
 ) -> Float[Tensor, "tokens out"]:
     """Every token times the weight at its own depth, in the type of x."""
     if whole_prompt(packed, x):
-        return fused_linear(packed, x, depths[None], bias, shift, gain)
+        return fused_linear(packed, x, depths[None], bias, shift, gain)[0]
     if x.shape[0] > MOST_IN_PIECES and x.dtype in (torch.bfloat16, torch.float16):
         return many_tokens.multiply(packed, x, depths, bias, shift, gain)
     return in_pieces(packed, x, depths, bias, shift, gain)

@@ -41,10 +41,10 @@ def _ring(SLOTS: gl.constexpr, DTYPE: gl.constexpr):
     return x, more, w, _barriers(SLOTS, 1)
 
 
-@gluon.jit(do_not_specialize=["o_plane", "groups", "most_tiles"])
+@gluon.jit(do_not_specialize=["o_plane", "groups", "most_tiles", "tokens"])
 def product_kernel(
     x_desc, sorted_desc, narrow_desc, surplus_desc, p_planes, p_ranges, p_token, p_tile, p_size, p_y, p_gain, p_bias,
-    p_shift, p_partial, p_arrived, o_plane, groups, most_tiles, rows, SLICES: gl.constexpr,
+    p_shift, p_partial, p_arrived, o_plane, groups, most_tiles, tokens, rows, SLICES: gl.constexpr,
     SECTIONS: gl.constexpr,
 ):  # fmt: skip
     """Every unit of 128 rows by a tile of tokens, after `plan_kernel`."""
@@ -67,7 +67,7 @@ def product_kernel(
             (
                 multiply,
                 (p_token, p_tile, p_y, p_gain, p_bias, p_shift, p_partial, p_arrived, even, odd, full, told, piece,
-                 groups, rows, _SLOTS),
+                 groups, tokens, rows, _SLOTS),
             ),
             (
                 fill,

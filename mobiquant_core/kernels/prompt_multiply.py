@@ -25,8 +25,8 @@ def _stage(ring, slot, acc, more, WIDTH: gl.constexpr, SURPLUSES: gl.constexpr):
 
 @gluon.jit
 def _multiply_unit(
-    p_token, p_tile, p_y, p_gain, p_bias, p_shift, p_partial, p_arrived, even, odd, full, piece, groups, rows, tile,
-    row, half, slot, phase, SLOTS: gl.constexpr, KIND: gl.constexpr,
+    p_token, p_tile, p_y, p_gain, p_bias, p_shift, p_partial, p_arrived, even, odd, full, piece, groups, tokens, rows,
+    tile, row, half, slot, phase, SLOTS: gl.constexpr, KIND: gl.constexpr,
 ):  # fmt: skip
     """A unit of one kind."""
     WIDTH: gl.constexpr = WIDEST if KIND == 0 else 2 * WIDEST >> KIND
@@ -47,9 +47,12 @@ def _multiply_unit(
     # Asked for while the last products are under way: during the others, sums leave no registers for it.
     p_own = p_tile + tile * ENTRY
     depth, place, valid = gl.load(p_own + 1), gl.load(p_own + 2), gl.load(p_own + 3)
-    tokens = tokens_of(p_token + place, valid, WIDTH)
-    first_row = gl.load(p_own + 5) * TILE_ROWS + row * ROWS
-    end_row = gl.minimum(gl.load(p_own + 6) * TILE_ROWS, rows)
+    numbers = tokens_of(p_token + place, valid, WIDTH)
+    # Results of a section stand behind those of the sections before it.
+    first_row = gl.load(p_own + 5) * TILE_ROWS
+    own_rows = gl.minimum(gl.load(p_own + 6) * TILE_ROWS, rows) - first_row
+    p_own_y = p_y + first_row.to(gl.int64) * tokens
+    o_depth = (depth - 1) * rows + first_row
     if KIND == 0:
         acc, more = warpgroup_mma_wait(0, deps=(acc, more))
     else:
@@ -60,12 +63,15 @@ def _multiply_unit(
         if parts > 1:
             acc, last = with_other_half(acc, p_partial, p_arrived, gl.load(p_own + 7) + row, half, WIDTH, ACC)
     if last:
-        store(acc, piece, tokens, valid, first_row, end_row, rows, p_y, p_gain, p_bias, p_shift, depth, WIDTH, ACC)
+        store(
+            acc, piece, numbers, valid, row * ROWS, own_rows, p_own_y, p_gain, p_bias, p_shift, first_row, o_depth,
+            WIDTH, ACC,
+        )  # fmt: skip
         if KIND == 0:
             others = tokens_of(p_token + place + WIDEST, valid - WIDEST, SURPLUS)
             store(
-                more, piece, others, valid - WIDEST, first_row, end_row, rows, p_y, p_gain, p_bias, p_shift, depth,
-                SURPLUS, MORE,
+                more, piece, others, valid - WIDEST, row * ROWS, own_rows, p_own_y, p_gain, p_bias, p_shift,
+                first_row, o_depth, SURPLUS, MORE,
             )  # fmt: skip
     return slot, phase
 
@@ -79,8 +85,8 @@ def _told(told, full, slot, phase):
 
 @gluon.jit
 def multiply(
-    p_token, p_tile, p_y, p_gain, p_bias, p_shift, p_partial, p_arrived, even, odd, full, told, piece, groups, rows,
-    SLOTS: gl.constexpr,
+    p_token, p_tile, p_y, p_gain, p_bias, p_shift, p_partial, p_arrived, even, odd, full, told, piece, groups,
+    tokens, rows, SLOTS: gl.constexpr,
 ):  # fmt: skip
     """Every unit of this program."""
     slot, phase = groups * 0, groups * 0
@@ -92,6 +98,6 @@ def multiply(
             if kind == own:
                 slot, phase = _multiply_unit(
                     p_token, p_tile, p_y, p_gain, p_bias, p_shift, p_partial, p_arrived, even, odd, full, piece,
-                    groups, rows, tile, row, half, slot, phase, SLOTS, own,
+                    groups, tokens, rows, tile, row, half, slot, phase, SLOTS, own,
                 )  # fmt: skip
         word = _told(told, full, slot, phase)

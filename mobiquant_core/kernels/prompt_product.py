@@ -77,8 +77,9 @@ def _agrees(device: torch.device) -> bool:
     try:
         agrees = True
         for packed, depths in ((alone, mixed[None]), (alone, same[None]), (fused, both), (fused, both.flip(0))):
-            expected = [many_tokens.multiply(section(packed, index), x, own) for index, own in enumerate(depths)]
-            agrees &= torch.allclose(multiply(packed, x, depths), torch.cat(expected, dim=1), rtol=0.02, atol=0.02)
+            for index, found in enumerate(multiply(packed, x, depths)):
+                expected = many_tokens.multiply(section(packed, index), x, depths[index])
+                agrees &= torch.allclose(found, expected, rtol=0.02, atol=0.02)
     except torch.OutOfMemoryError:
         raise
     except Exception:
@@ -96,14 +97,14 @@ def multiply(
     bias: Float[Tensor, " out"] | None = None,
     shift: Float[Tensor, "depths out"] | None = None,
     gain: Float[Tensor, "depths out"] | None = None,
-) -> Float[Tensor, "tokens out"]:
-    """Every token times every section at its own depth there, in bf16; results of sections side by side."""
+) -> list[Float[Tensor, "tokens rows"]]:
+    """Every token times every section at its own depth there, in bf16."""
     from triton.experimental.gluon import language as gl
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
     from mobiquant_core.kernels.prompt_cuts import COLUMNS, ROWS
 
-    out = x.new_empty(x.shape[0], packed.out_features)
+    parts = x.new_empty(x.shape[0] * packed.out_features).split([x.shape[0] * rows for rows in packed.sections])
     made = plan(x, depths, packed.slices, packed.sections)
     layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     boxes = [
@@ -114,11 +115,11 @@ def multiply(
     # Sums of both halves of every narrow tile, of which a depth has one in each section.
     sums = torch.empty(made.arrived.numel(), 2, ROWS.value, WIDEST_NARROW.value, dtype=torch.float32, device=x.device)
     _kernel()[(_programs(x.device),)](
-        *boxes, packed.planes, packed.ranges, made.tokens, made.tiles, made.sizes, out, gain, bias, shift, sums,
-        made.arrived, packed.planes.stride(0), packed.groups, most_tiles(x.shape[0], packed.slices), out.shape[1],
-        SLICES=packed.slices, SECTIONS=len(packed.sections), num_warps=8, launch_pdl=True,
+        *boxes, packed.planes, packed.ranges, made.tokens, made.tiles, made.sizes, parts[0], gain, bias, shift, sums,
+        made.arrived, packed.planes.stride(0), packed.groups, most_tiles(x.shape[0], packed.slices), x.shape[0],
+        packed.out_features, SLICES=packed.slices, SECTIONS=len(packed.sections), num_warps=8, launch_pdl=True,
     )  # fmt: skip
-    return out
+    return [part.view(x.shape[0], -1) for part in parts]
 
 
 @cache

@@ -41,20 +41,21 @@ def tokens_of(p_token, valid, WIDTH: gl.constexpr):
 
 @gluon.jit
 def store(
-    acc, piece, tokens, valid, first_row, end_row, rows, p_y, p_gain, p_bias, p_shift, depth, WIDTH: gl.constexpr,
-    ACC: gl.constexpr,
+    acc, piece, tokens, valid, first_row, own_rows, p_y, p_gain, p_bias, p_shift, o_section, o_depth,
+    WIDTH: gl.constexpr, ACC: gl.constexpr,
 ):  # fmt: skip
-    """Rows times gain plus bias and shift, each token where it came from: 256 bytes of a token in a row."""
+    """Rows of a section times gain plus bias and shift, each token where it came from: 256 bytes of a token in a
+    row."""
     i_row = first_row + row_at(gl.arange(0, ROWS, layout=gl.SliceLayout(1, ACC)))
-    m_row = i_row < end_row
+    m_row = i_row < own_rows
     b_gain = gl.full([ROWS], SCALE, gl.float32, layout=gl.SliceLayout(1, ACC))
     b_add = gl.full([ROWS], 0.0, gl.float32, layout=gl.SliceLayout(1, ACC))
     if p_gain is not None:
-        b_gain *= gl.load(p_gain + (depth - 1) * rows + i_row, mask=m_row, other=0.0)
+        b_gain *= gl.load(p_gain + o_depth + i_row, mask=m_row, other=0.0)
     if p_bias is not None:
-        b_add += gl.load(p_bias + i_row, mask=m_row, other=0.0)
+        b_add += gl.load(p_bias + o_section + i_row, mask=m_row, other=0.0)
     if p_shift is not None:
-        b_add += gl.load(p_shift + (depth - 1) * rows + i_row, mask=m_row, other=0.0)
+        b_add += gl.load(p_shift + o_depth + i_row, mask=m_row, other=0.0)
     b_pieces = _pieces((acc * b_gain[:, None] + b_add[:, None]).to(p_y.dtype.element_ty), WIDTH)
     i_out = first_row + gl.arange(0, ROWS, layout=gl.SliceLayout(0, _STORE))
     AT_ONCE: gl.constexpr = min(PIECE, WIDTH)
@@ -64,8 +65,8 @@ def store(
         # A thread holds eight places in a row, and puts their rows in order.
         b_out = gl.permute(gl.reshape(own.load(_STORE), [AT_ONCE, ROWS // 8, 2, 2, 2]), [0, 1, 4, 3, 2])
         b_out = gl.convert_layout(gl.reshape(b_out, [AT_ONCE, ROWS]), _STORE)
-        p_out = p_y + tokens[i][:, None].to(gl.int64) * rows + i_out[None, :]
-        gl.store(p_out, b_out, mask=(_slots(i * AT_ONCE, AT_ONCE) < valid)[:, None] & (i_out < end_row)[None, :])
+        p_out = p_y + tokens[i][:, None].to(gl.int64) * own_rows + i_out[None, :]
+        gl.store(p_out, b_out, mask=(_slots(i * AT_ONCE, AT_ONCE) < valid)[:, None] & (i_out < own_rows)[None, :])
 
 
 @gluon.jit

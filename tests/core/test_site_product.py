@@ -68,14 +68,13 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         made.append(packed.sections)
         return _by_definition(x, packed, depths, *others)
 
-    def fused(x: Tensor, packed: PackedWeight, depths: Tensor, *others: Tensor | None) -> Tensor:
+    def fused(x: Tensor, packed: PackedWeight, depths: Tensor, *others: Tensor | None) -> list[Tensor]:
         assert depths.shape == (len(packed.sections), x.shape[0]) and depths.dtype == torch.uint8
         made.append(packed.sections)
         parts = [(None,) * len(depths) if o is None else o.split(packed.sections, -1) for o in others]
-        return torch.cat(
-            [_by_definition(x, section(packed, i), own, *(part[i] for part in parts)) for i, own in enumerate(depths)],
-            dim=1,
-        )
+        return [
+            _by_definition(x, section(packed, i), own, *(part[i] for part in parts)) for i, own in enumerate(depths)
+        ]
 
     monkeypatch.setattr(dispatch, "mixed_planes", alone)
     monkeypatch.setattr(dispatch, "fused_planes", fused)

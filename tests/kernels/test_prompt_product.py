@@ -103,8 +103,8 @@ def test_prompts_on_a_gpu(sections: tuple[int, ...], width: int, shares: tuple[f
     gain, shift = torch.rand(4, rows, device="cuda") + 0.5, torch.randn(4, rows, device="cuda")
     bias, truth = torch.randn(rows, device="cuda"), exact(packed, x, depths)
     of_rows = torch.repeat_interleave(depths.long() - 1, torch.tensor(sections, device="cuda"), dim=0).t()
-    found = prompt_product.multiply(packed, x, depths)
-    readout = prompt_product.multiply(packed, x, depths, bias, shift, gain)
+    found = torch.cat(prompt_product.multiply(packed, x, depths), dim=1)
+    readout = torch.cat(prompt_product.multiply(packed, x, depths, bias, shift, gain), dim=1)
     expected = truth * gain.gather(0, of_rows) + bias + shift.gather(0, of_rows)
     for y, right in ((found, truth), (readout, expected)):
         for own, own_right in zip(y.split(sections, dim=1), right.split(sections, dim=1), strict=True):
