@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mobiquant_core.bench.kernel import SHAPES, exact, random_packed, relative_error
-from mobiquant_core.bench.timing import graph_microseconds
+from mobiquant_core.bench.timing import steady_microseconds
 from mobiquant_core.kernels import gpu, many_tokens, prompt_product
 from mobiquant_core.packing import PackedWeight, section
 
@@ -57,15 +57,19 @@ def _measure_shape(name: str, tokens: int) -> list[dict[str, Any]]:
     packed = random_packed(sections, width)
     x = torch.randn(tokens, width, device="cuda", dtype=torch.bfloat16)
     dense = torch.randn(sum(sections), width, device="cuda", dtype=torch.bfloat16) * 0.02
-    bf16 = graph_microseconds([lambda: torch.nn.functional.linear(x, dense)] * 3)
     rows = []
     for mix, shares in MIXES.items():
         depths = draw_depths(shares, len(sections), tokens)
         some = torch.randperm(tokens, device="cuda")[:64]
         y = torch.cat([part[some] for part in as_in_a_model(packed, x, depths)], dim=1)
-        whole, dense_road = (
-            graph_microseconds([lambda d=depths, road=road: road(packed, x, d)] * 3)
-            for road in (as_in_a_model, by_dense_weights)
+        # All at the clocks that the card's power limit leaves each of them, one right after another.
+        bf16, whole, dense_road = (
+            steady_microseconds(call)
+            for call in (
+                lambda: torch.nn.functional.linear(x, dense),
+                lambda d=depths: as_in_a_model(packed, x, d),
+                lambda d=depths: by_dense_weights(packed, x, d),
+            )
         )
         rows.append(
             {
@@ -112,6 +116,6 @@ def measure_crossover() -> list[dict[str, Any]]:
                 roads["prompt"] = lambda p, x, d: prompt_product.multiply(p, x, d[None])[0]
             row: dict[str, Any] = {"shape": name, "rows": sections[0], "tokens": tokens}
             for label, road in roads.items():
-                row[label] = graph_microseconds([lambda d=depths[0], p=packed, x=x, road=road: road(p, x, d)] * 3)
+                row[label] = steady_microseconds(lambda d=depths[0], p=packed, x=x, road=road: road(p, x, d), 0.1)
             rows.append(row)
     return rows
