@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from mobiquant_core.bench import decode, prefill, quantize, timing
+from mobiquant_core.bench import decode, prefill, quantize, timing, whole_prompt
 from mobiquant_core.bench import kernel as bench
 from mobiquant_core.bench.random_model import LLAMA_3_8B, random_weights
 from mobiquant_core.fast_decode.decoder import Decoder
@@ -313,7 +313,9 @@ def full_decode() -> None:
 
 
 def long_prompts() -> None:
-    for section, measure in (("prefill", prefill.measure), ("crossover", prefill.measure_crossover)):
+    for section, measure in (
+        ("prefill", prefill.measure), ("whole_prompt", whole_prompt.measure), ("crossover", prefill.measure_crossover),
+    ):  # fmt: skip
         for row in measure():
             line = " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items())
             note(section, line, **row)

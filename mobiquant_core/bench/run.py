@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from mobiquant_core.bench import decode, kernel, prefill, quantize
+from mobiquant_core.bench import decode, kernel, prefill, quantize, whole_prompt
 from mobiquant_core.bench.timing import copy_bandwidth
 
 _BATCHES = (2, 4, 8, 16)
@@ -17,7 +17,7 @@ def measure(subject: str) -> list[dict[str, Any]]:
     if subject == "decode":
         return [*decode.measure(), *decode.measure(router=False), decode.measure_baseline()]
     if subject == "prefill":
-        return prefill.measure()
+        return [*prefill.measure(), *whole_prompt.measure()]
     return [quantize.measure()]
 
 
