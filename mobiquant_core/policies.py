@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from mobiquant_core.budget import QUANTILES
 from mobiquant_core.errors import BudgetError
+from mobiquant_core.kernels import dispatch
 from mobiquant_core.router import MlpRouter, log_gain
 from mobiquant_core.routing import RuntimeSite
 from mobiquant_core.token_scores import TokenScorer
@@ -66,7 +67,8 @@ class RouterPolicy:
             raise BudgetError(
                 "This model has no router. Calibrate it with a router (mlp or sketch), or choose the policy uniform."
             )
-        return site.router(x)
+        found = dispatch.router_scores(site.router, x) if isinstance(site.router, MlpRouter) else None
+        return site.router(x) if found is None else found
 
     def token_scorer(self, site: RuntimeSite) -> TokenScorer | None:
         return site.router.token_scorer if isinstance(site.router, MlpRouter) else None

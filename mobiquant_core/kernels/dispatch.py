@@ -21,6 +21,23 @@ OLDEST_CAPABILITY = (8, 0)
 """Ampere: the first cards with the integer product the kernels are made of."""
 
 
+class Perceptron(Protocol):
+    """The parameters of a router."""
+
+    @property
+    def direction(self) -> Tensor: ...
+    @property
+    def size(self) -> Tensor: ...
+    @property
+    def hidden_bias(self) -> Tensor: ...
+    @property
+    def output(self) -> Tensor: ...
+    @property
+    def base(self) -> Tensor: ...
+    @property
+    def heads(self) -> int: ...
+
+
 @runtime_checkable
 class SlicedFields(Protocol):
     """What a product needs of a sliced weight."""
@@ -125,6 +142,23 @@ def whole_prompt(packed: PackedWeight, x: Float[Tensor, "tokens in_features"]) -
     from mobiquant_core.kernels import gpu
 
     return gpu.whole_prompt(packed, x)
+
+
+def router_scores(
+    router: Perceptron, x: Float[Tensor, "tokens in_features"]
+) -> Float[Tensor, "tokens heads extra"] | None:
+    """Scores of a perceptron by one kernel, which has no gradient; None where its definition has to do."""
+    if not x.is_cuda or x.stride(1) != 1 or router.direction.dtype != torch.float32 or why_no_triton(x.device):
+        return None
+    if torch.is_grad_enabled() and (x.requires_grad or router.direction.requires_grad):
+        return None
+    from mobiquant_core.kernels import prompt_scores
+
+    hidden = router.direction.shape[0]
+    if hidden < prompt_scores.LEAST_HIDDEN or hidden & (hidden - 1):
+        return None
+    parameters = (router.direction, router.size, router.hidden_bias, router.output, router.base)
+    return prompt_scores.scores(x, *parameters, heads=router.heads)
 
 
 def dense(

@@ -5,6 +5,7 @@ own: a section. It knows rows of results, but neither weights nor what multiplie
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import triton
@@ -13,6 +14,7 @@ from jaxtyping import Float, Int32, UInt8
 from torch import Tensor
 
 from mobiquant_core.kernels.lanes import begin_dependent
+from mobiquant_core.kernels.quick_launch import quick_launch
 
 MOST_TOKENS = 65535
 """Four counts of tokens share a 64-bit number."""
@@ -50,14 +52,14 @@ class Plan:
     """
     tokens: Int32[Tensor, " ordered_tokens"]
     """Which they are."""
-    tiles: Int32[Tensor, "all_most_tiles 8"]
+    tiles: Int32[Tensor, " numbers_of_tiles"]
     """Room for as many tiles of each section as there can be; the slowest whole ones come first, narrow ones last.
 
     Kind, depth, place of the first token in that order, and how many there are; where they start among tokens that are
     in no order, or -1 for those in `x`; of the section, the first 16 rows, the ones behind its last, and the place in
     `arrived` of the tile's first block of rows.
     """
-    sizes: Int32[Tensor, "sections 4"]
+    sizes: Int32[Tensor, " numbers_of_sections"]
     """Tiles of the first two kinds, of all, blocks of 128 rows; and in the first row how many units are taken: none
     yet."""
     arrived: Int32[Tensor, " units"]
@@ -213,17 +215,22 @@ def plan(
 ) -> Plan:
     """The plan of a product with so many rows in each section, made in one launch. Only the last section may have a
     number of rows that is no multiple of 16."""
-    (sections, tokens), device = depths.shape, x.device
-    most, units = most_tiles(tokens, slices), slices * sum(triton.cdiv(own, ROWS.value) for own in rows)
-    overlaps = x.is_cuda and torch.cuda.get_device_capability(device) >= (9, 0)
-    shapes = ((sections * tokens,), (sections * most, ENTRY.value), (sections, SIZES.value), (units,))
-    made = Plan(
-        torch.empty(sections * tokens + WIDEST.value, x.shape[1], dtype=x.dtype, device=device),
-        *(torch.empty(shape, dtype=torch.int32, device=device) for shape in shapes),
-    )
-    plan_kernel[(triton.cdiv(tokens, _SORTED_AT_ONCE), sections)](
-        x, depths.contiguous(), made.x, made.tokens, made.tiles, made.sizes, made.arrived, x.stride(0), tokens,
-        x.shape[1], most, *rows, *(0,) * (MOST_SECTIONS - sections), SLICES=slices, TOKENS=_SORTED_AT_ONCE,
-        BLOCK=_BLOCK, COLUMNS=_COPIED, TILES=_TILES_AT_ONCE, PDL=overlaps, num_warps=8,
+    sections, tokens = depths.shape
+    most, units = most_tiles(tokens, slices), slices * sum(-(-own // ROWS.value) for own in rows)
+    # In one piece, since asking for memory takes as long as a small launch; each begins at a multiple of 16 bytes.
+    numbers = (sections * SIZES.value, sections * most * ENTRY.value, units, -units % 4, sections * tokens)
+    sizes, tiles, arrived, _, order = torch.empty(sum(numbers), dtype=torch.int32, device=x.device).split(numbers)
+    made = Plan(x.new_empty(sections * tokens + WIDEST.value, x.shape[1]), order, tiles, sizes, arrived)
+    arguments = (
+        x, depths.contiguous(), made.x, order, tiles, sizes, arrived, x.stride(0), tokens, x.shape[1], most, *rows,
+        *(0,) * (MOST_SECTIONS - sections), slices, _SORTED_AT_ONCE, _BLOCK, _COPIED, _TILES_AT_ONCE,
+        x.is_cuda and _overlaps(x.device),
     )  # fmt: skip
+    quick_launch(plan_kernel, (-(-tokens // _SORTED_AT_ONCE), sections, 1), arguments, num_warps=8)
     return made
+
+
+@cache
+def _overlaps(device: torch.device) -> bool:
+    """Whether a launch may begin while the one before it ends."""
+    return torch.cuda.get_device_capability(device) >= (9, 0)

@@ -18,12 +18,14 @@ from mobiquant_core.kernels.prompt_plan import (
     MOST_SECTIONS,
     MOST_TOKENS,
     NARROWEST,
+    ROWS,
     SURPLUS,
     WIDEST,
     WIDEST_NARROW,
     most_tiles,
     plan,
 )
+from mobiquant_core.kernels.quick_launch import quick_launch
 from mobiquant_core.packing import PackedWeight, section
 
 _WORKS: dict[torch.device, bool] = {}
@@ -33,11 +35,16 @@ def takes(x: Float[Tensor, "tokens in_features"], sections: int = 1) -> bool:
     """Whether `multiply` is written for these tokens on their card, and for so many sections."""
     if sections > MOST_SECTIONS:
         return False
-    if x.dtype != torch.bfloat16 or not x.is_cuda or torch.cuda.get_device_capability(x.device) != (9, 0):
+    if x.dtype != torch.bfloat16 or not x.is_cuda or not _is_hopper(x.device):
         return False
     # Shared memory is filled in pieces of 16 bytes of a row.
     aligned = x.stride(1) == 1 and not (x.stride(0) % 8 or x.shape[1] % 8 or x.data_ptr() % 16)
     return aligned and x.stride(0) >= x.shape[1] and x.shape[0] <= MOST_TOKENS and _kernel() is not None
+
+
+@cache
+def _is_hopper(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) == (9, 0)
 
 
 @cache
@@ -99,27 +106,38 @@ def multiply(
     gain: Float[Tensor, "depths out"] | None = None,
 ) -> list[Float[Tensor, "tokens rows"]]:
     """Every token times every section at its own depth there, in bf16."""
+    parts = x.new_empty(x.shape[0] * packed.out_features).split([x.shape[0] * rows for rows in packed.sections])
+    made = plan(x, depths, packed.slices, packed.sections)
+    boxes = (
+        _box(tokens, most.value)
+        for tokens, most in ((x, WIDEST), (made.x, WIDEST), (made.x, NARROWEST), (made.x, SURPLUS))
+    )
+    bias, shift, gain = (None if t is None else t.float().contiguous() for t in (bias, shift, gain))
+    # Sums of both halves of every narrow tile, of which a depth has one in each section.
+    sums = x.new_empty(made.arrived.numel() * 2 * ROWS.value * WIDEST_NARROW.value, dtype=torch.float32)
+    arguments = (
+        *boxes, packed.planes, packed.ranges, made.tokens, made.tiles, made.sizes, parts[0], gain, bias, shift, sums,
+        made.arrived, packed.planes.stride(0), packed.groups, most_tiles(x.shape[0], packed.slices), x.shape[0],
+        packed.out_features, packed.slices, len(packed.sections),
+    )  # fmt: skip
+    quick_launch(_kernel(), (_programs(x.device), 1, 1), arguments, num_warps=8, launch_pdl=True)
+    return [part.view(x.shape[0], -1) for part in parts]
+
+
+def _box(tokens: Float[Tensor, "tokens in_features"], most: int) -> Any:
+    """What the card needs to bring so many tokens of a stage into shared memory by itself."""
+    descriptor, columns, layout = _box_kind()
+    return descriptor(tokens, list(tokens.shape), list(tokens.stride()), [most, columns], layout)
+
+
+@cache
+def _box_kind() -> tuple[Any, int, Any]:
     from triton.experimental.gluon import language as gl
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-    from mobiquant_core.kernels.prompt_cuts import COLUMNS, ROWS
+    from mobiquant_core.kernels.prompt_cuts import COLUMNS
 
-    parts = x.new_empty(x.shape[0] * packed.out_features).split([x.shape[0] * rows for rows in packed.sections])
-    made = plan(x, depths, packed.slices, packed.sections)
-    layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
-    boxes = [
-        TensorDescriptor.from_tensor(tokens, [most.value, COLUMNS.value], layout)
-        for tokens, most in ((x, WIDEST), (made.x, WIDEST), (made.x, NARROWEST), (made.x, SURPLUS))
-    ]
-    bias, shift, gain = (None if t is None else t.float().contiguous() for t in (bias, shift, gain))
-    # Sums of both halves of every narrow tile, of which a depth has one in each section.
-    sums = torch.empty(made.arrived.numel(), 2, ROWS.value, WIDEST_NARROW.value, dtype=torch.float32, device=x.device)
-    _kernel()[(_programs(x.device),)](
-        *boxes, packed.planes, packed.ranges, made.tokens, made.tiles, made.sizes, parts[0], gain, bias, shift, sums,
-        made.arrived, packed.planes.stride(0), packed.groups, most_tiles(x.shape[0], packed.slices), x.shape[0],
-        packed.out_features, SLICES=packed.slices, SECTIONS=len(packed.sections), num_warps=8, launch_pdl=True,
-    )  # fmt: skip
-    return [part.view(x.shape[0], -1) for part in parts]
+    return TensorDescriptor, COLUMNS.value, gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
 
 
 @cache

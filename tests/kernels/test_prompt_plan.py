@@ -17,9 +17,14 @@ def depths_of(counts: list[int]) -> Tensor:
     return depths[torch.randperm(depths.numel())]
 
 
+def sizes_of(made: Plan) -> Tensor:
+    return made.sizes.view(-1, 4)
+
+
 def tiles_of(made: Plan, section: int = 0) -> list[list[int]]:
-    room = made.tiles.shape[0] // made.sizes.shape[0]
-    return made.tiles[section * room :][: int(made.sizes[section, 1])].tolist()
+    sizes = sizes_of(made)
+    tiles = made.tiles.view(len(sizes), -1, 8)
+    return tiles[section, : int(sizes[section, 1])].tolist()
 
 
 @pytest.mark.parametrize("slices", [4, 3, 2])
@@ -31,7 +36,7 @@ def test_tokens_come_in_the_order_of_their_depth(device: str, slices: int) -> No
     assert torch.equal(made.tokens.long(), order)
     assert torch.equal(made.x[:70], x[order]) and all(tile[4] == -1 for tile in tiles_of(made))
     # No half of a narrow unit is done, and no unit is taken.
-    assert made.arrived.tolist() == [0] * 2 * slices and made.sizes[0, 3] == 0
+    assert made.arrived.tolist() == [0] * 2 * slices and sizes_of(made)[0, 3] == 0
 
 
 @pytest.mark.parametrize("tokens", [9, 256])
@@ -55,7 +60,7 @@ def test_every_token_is_in_one_tile_of_its_depth(counts: list[int]) -> None:
         held[first : first + tokens] += 1
     assert (held == 1).all()
     kinds = [kind for kind, *_rest in tiles_of(made)]
-    assert kinds == sorted(kinds) and sum(kind < 2 for kind in kinds) == made.sizes[0, 0]
+    assert kinds == sorted(kinds) and sum(kind < 2 for kind in kinds) == sizes_of(made)[0, 0]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +88,7 @@ def test_every_section_has_the_order_and_the_tiles_that_it_has_alone(device: str
     depths = torch.stack([depths_of(counts) for counts in ([300, 90, 122, 0], [0, 512, 0, 0], [0, 1, 0, 511])])
     depths = depths[: len(rows)].to(device)
     made = plan(x, depths, 4, rows)
-    assert made.tiles.shape[0] == len(rows) * most_tiles(tokens, 4)
+    assert made.tiles.numel() == 8 * len(rows) * most_tiles(tokens, 4)
     first_row, unit = 0, 0
     for section, own_rows in enumerate(rows):
         alone = plan(x, depths[section : section + 1], 4, (own_rows,))
@@ -91,7 +96,7 @@ def test_every_section_has_the_order_and_the_tiles_that_it_has_alone(device: str
         assert torch.equal(made.tokens[own], alone.tokens)
         # The second section stays where it is.
         assert section == 1 or torch.equal(made.x[own], alone.x[:tokens])
-        assert torch.equal(made.sizes[section], alone.sizes[0])
+        assert torch.equal(sizes_of(made)[section], sizes_of(alone)[0])
         first_tile = torch.tensor([0, 0, section * tokens, 0, 0, first_row // 16, first_row // 16, unit])
         assert tiles_of(made, section) == (torch.tensor(tiles_of(alone)) + first_tile).tolist()
         first_row, unit = first_row + own_rows, unit + alone.arrived.numel()
@@ -102,6 +107,6 @@ def test_a_tile_says_which_rows_and_units_are_its_sections(device: str) -> None:
     depths = torch.tensor([[1] * 3 + [2] * 2, [2] * 5], dtype=torch.uint8, device=device)
     made = plan(torch.zeros(5, 8, device=device), depths, 2, rows=(144, 40))
     # Two blocks of rows, then one; nine 16 rows, then three. Room for two depths each.
-    assert made.sizes[:, 2].tolist() == [2, 1] and made.arrived.numel() == 2 * 2 + 2 * 1
+    assert sizes_of(made)[:, 2].tolist() == [2, 1] and made.arrived.numel() == 2 * 2 + 2 * 1
     assert [tile[5:] for tile in tiles_of(made)] == [[0, 9, 2], [0, 9, 0]]
     assert [tile[5:] for tile in tiles_of(made, 1)] == [[9, 12, 5]]
