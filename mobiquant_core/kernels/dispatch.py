@@ -148,9 +148,10 @@ def router_scores(
     router: Perceptron, x: Float[Tensor, "tokens in_features"]
 ) -> Float[Tensor, "tokens heads extra"] | None:
     """Scores of a perceptron by one kernel, which has no gradient; None where its definition has to do."""
-    if not x.is_cuda or x.stride(1) != 1 or router.direction.dtype != torch.float32 or why_no_triton(x.device):
+    has_gradient = torch.is_grad_enabled() and (x.requires_grad or router.direction.requires_grad)
+    if not x.is_cuda or x.stride(1) != 1 or has_gradient or why_no_triton(x.device):
         return None
-    if torch.is_grad_enabled() and (x.requires_grad or router.direction.requires_grad):
+    if x.dtype not in (torch.bfloat16, torch.float16) or router.direction.dtype != torch.float32:
         return None
     from mobiquant_core.kernels import prompt_scores
 

@@ -23,13 +23,13 @@ def _scores(router: MlpRouter, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(("tokens", "width", "heads", "extra"), [(1, 40, 1, 1), (17, 512, 4, 3), (35, 1000, 3, 2)])
 def test_scores_are_those_of_the_definition(device: str, tokens: int, width: int, heads: int, extra: int) -> None:
     router = _router(width, heads, extra, device)
-    x = torch.randn(tokens, width, device=device)
+    x = torch.randn(tokens, width, device=device).half()
     x[0] = 0
     torch.testing.assert_close(_scores(router, x), router(x), rtol=1e-4, atol=1e-3)
 
 
 def test_tokens_may_stand_apart(device: str) -> None:
-    router, x = _router(64, 2, 3, device), torch.randn(5, 96, device=device)[:, :64]
+    router, x = _router(64, 2, 3, device), torch.randn(5, 96, device=device).half()[:, :64]
     torch.testing.assert_close(_scores(router, x), router(x), rtol=1e-4, atol=1e-3)
 
 
