@@ -15,18 +15,7 @@ from mobiquant_core.kernels.quick_launch import quick_launch
 
 LEAST_HIDDEN = 16
 """What a product on a card needs at least."""
-_TOKENS, _COLUMNS = 64, 128
-
-
-@triton.jit
-def _times(b_x, b_direction, b_sum):
-    """Adds 16-bit tokens times fp32 directions, which are sums of three 16-bit numbers, so that tensor cores do it and
-    no product is rounded."""
-    b_first = b_direction.to(b_x.dtype)
-    b_rest = b_direction - b_first.to(tl.float32)
-    b_second = b_rest.to(b_x.dtype)
-    b_third = (b_rest - b_second.to(tl.float32)).to(b_x.dtype)
-    return tl.dot(b_x, b_first, tl.dot(b_x, b_second, tl.dot(b_x, b_third, b_sum)))
+_TOKENS, _COLUMNS = 16, 128
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -43,10 +32,11 @@ def scores_kernel(
         i_column = first + tl.arange(0, COLUMNS)
         m_column = i_column < width
         m = m_token[:, None] & m_column[None, :]
-        b_x = tl.load(p_x + o_token[:, None] + i_column[None, :], mask=m, other=0.0)
+        b_x = tl.load(p_x + o_token[:, None] + i_column[None, :], mask=m, other=0.0).to(tl.float32)
         p_own = p_direction + i_hidden[None, :] * width + i_column[:, None]
-        b_sum = _times(b_x, tl.load(p_own, mask=m_column[:, None], other=0.0), b_sum)
-        b_x = b_x.to(tl.float32)
+        b_direction = tl.load(p_own, mask=m_column[:, None], other=0.0)
+        # On tensor cores, and as precise as fp32: three products of what tf32 keeps of a number and what it does not.
+        b_sum = tl.dot(b_x, b_direction, b_sum, input_precision="tf32x3")
         b_square += tl.sum(b_x * b_x, 1)
     b_length = tl.maximum(tl.sqrt(b_square), 1e-6)
     b_hidden = b_sum * (root / b_length)[:, None] + tl.log(b_length)[:, None] * tl.load(p_size + i_hidden)[None, :]
@@ -70,7 +60,7 @@ def scores(
     base: Float[Tensor, " scores"],
     heads: int,
 ) -> Float[Tensor, "tokens heads extra"]:
-    """What the perceptron of these parameters, in fp32, makes of every token, in 16 bits."""
+    """What the perceptron of these parameters, in fp32, makes of every token."""
     (tokens, width), extra = x.shape, base.numel() // heads
     found = torch.empty(tokens, heads, extra, dtype=torch.float32, device=x.device)
     arguments = (
