@@ -158,7 +158,10 @@ def _clear(p, first, end, BLOCK: tl.constexpr):
         tl.store(p + i, 0, mask=i < end)
 
 
-@triton.jit(do_not_specialize=["tokens", "most_tiles", "rows_0", "rows_1", "rows_2"])
+# Depths of one linear of several start at any address: nobody should wait for a variant of their own.
+@triton.jit(
+    do_not_specialize=["tokens", "most_tiles", "rows_0", "rows_1", "rows_2"], do_not_specialize_on_alignment=["p_depth"]
+)
 def plan_kernel(
     p_x, p_depth, p_out, p_token, p_tile, p_size, p_arrived, o_x, tokens, width, most_tiles, rows_0, rows_1, rows_2,
     SLICES: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr, TILES: tl.constexpr,

@@ -13,15 +13,25 @@ _LARGEST = 2**31 - 1
 
 
 def quick_launch(kernel: Any, grid: tuple[int, int, int], arguments: tuple[Any, ...], **options: Any) -> None:
-    """`kernel[grid](*arguments, **options)`. The arguments are all of them in their order, constants too."""
+    """`kernel[grid](*arguments, **options)`. The arguments are all of them in their order, constants too.
+
+    A variant depends on types, on whether addresses are multiples of 16 bytes, and on most numbers.
+    """
     if not hasattr(kernel, "params"):
         # Triton's interpreter, which compiles nothing.
         kernel[grid](*arguments, **options)
         return
-    key = (id(kernel), *(_trait(*pair) for pair in zip(_any_number_will_do(kernel), arguments, strict=True)))
-    variant = _VARIANTS.get(key)
+    key: list[Any] = [id(kernel)]
+    for any_number, argument in zip(_any_number_will_do(kernel), arguments, strict=True):
+        if isinstance(argument, Tensor):
+            key += (argument.dtype, argument.data_ptr() % 16, argument.get_device())
+        elif isinstance(argument, int):
+            key.append(argument > _LARGEST if any_number else argument)
+        else:
+            key.append(_other_trait(argument))
+    variant = _VARIANTS.get(tuple(key))
     if variant is None:
-        _VARIANTS[key] = kernel[grid](*arguments, **options)
+        _VARIANTS[tuple(key)] = kernel[grid](*arguments, **options)
     else:
         variant[grid](*arguments)
 
@@ -32,12 +42,7 @@ def _any_number_will_do(kernel: Any) -> tuple[bool, ...]:
     return tuple(bool(parameter.do_not_specialize) for parameter in kernel.params)
 
 
-def _trait(any_number: bool, argument: Any) -> Any:
-    """What a variant depends on: types, whether addresses are multiples of 16 bytes, and most numbers."""
-    if isinstance(argument, Tensor):
-        return argument.dtype, argument.data_ptr() % 16 == 0, argument.device
-    if isinstance(argument, int):
-        return argument > _LARGEST if any_number else argument
+def _other_trait(argument: Any) -> Any:
     if argument is None or isinstance(argument, float):
         return type(argument)
     # A box of a tensor: its address is a multiple of 16 bytes.
