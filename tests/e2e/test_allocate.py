@@ -13,14 +13,11 @@ def generate(page) -> None:
 
 def test_the_first_picture_comes_before_the_model(browser, address):
     page = browser.new_page()
-    started = time.monotonic()
     page.goto(address)
     page.wait_for_selector(".mbq-token")
-    seconds = time.monotonic() - started
     assert page.evaluate("mbq.run.id") == "recorded"
     assert "Each" in page.inner_text(".mbq-strip") or "Every chip is one token" in page.inner_text(".mbq-strip")
     page.close()
-    assert seconds < 6  # 2 s on a quiet machine; the bound here only catches a lost picture
 
 
 def test_a_run_streams_and_its_numbers_agree(open_page, fake):
