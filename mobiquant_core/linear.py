@@ -108,7 +108,8 @@ class MobiLinear(nn.Module):
         return (dequantize(self.sliced, depth) * self.gain[depth - 1].unsqueeze(1)).to(dtype)
 
     def forward(self, x: Float[Tensor, "... in_features"]) -> Float[Tensor, "... out_features"]:
-        together = routing.product(self, x)
+        # Only linears with common planes are multiplied together.
+        together = None if self.shared is None else routing.product(self, x)
         if together is not None:
             return together
         depths = routing.current_pass().depths(self, x)

@@ -37,7 +37,7 @@ def draw_depths(mix: tuple[float, ...], sections: int, tokens: int) -> Tensor:
 def as_in_a_model(packed: PackedWeight, x: Tensor, depths: Tensor) -> Sequence[Tensor]:
     """Results of every section: by one launch where a pass makes them together, else by one for each."""
     if gpu.whole_prompt(packed, x):
-        return gpu.fused_linear(packed, x, depths)
+        return prompt_product.multiply(packed, x, depths)
     return [gpu.mixed_linear(section(packed, index), x, own) for index, own in enumerate(depths)]
 
 

@@ -1,26 +1,26 @@
 """A prompt through some layers of a Llama-3-8B in transformers' own code, routers included, beside the same in bf16.
 
 What the products alone do not tell: attention, norms and activations take the same time in both, routers come on top.
-Weights and routers are random; thresholds are set so that the measured average is what was asked for.
+Weights and routers are random; thresholds are measured on the prompt itself.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mobiquant_core.architectures import architecture_of
 from mobiquant_core.bench.random_model import LLAMA_3_8B
+from mobiquant_core.calibrate.thresholds import measure_thresholds
 from mobiquant_core.calibration import Calibration
 from mobiquant_core.config import MobiQuantConfig
 from mobiquant_core.convert import QuantizedModel, quantize_model, site_name, walk_sites
 from mobiquant_core.fast_decode.weights import StepShape
 from mobiquant_core.planes import use_kernels
-from mobiquant_core.policies import RouterPolicy
 from mobiquant_core.router import MlpRouter
-from mobiquant_core.routing import Recorder, RoutingPlan
+from mobiquant_core.routing import Recorder
+from mobiquant_core.trace import average_bits
 
 TOKENS, LAYERS = 2048, 4
 BUDGETS = (2.0, 3.0, 4.0, 5.0, 8.0)
@@ -39,16 +39,15 @@ def measure(shape: StepShape = LLAMA_3_8B, layers: int = LAYERS, tokens: int = T
     bf16 = _milliseconds(prompt)
     quantized = quantize_model(model, calibration=_random_routers(model))
     use_kernels(quantized)
-    recorder = Recorder()
-    with quantized.routing_pass(_plan_at(torch.zeros(len(quantized.linears)), 2.0), recorder=recorder):
-        prompt()
-    scores = recorder.scores()
-    return [_row(quantized, _plan_at(_thresholds(scores, bits), bits), prompt, tokens, bf16) for bits in BUDGETS]
+    measure_thresholds(quantized, ids, lambda _done: None, ("router",))
+    return [_row(quantized, bits, prompt, tokens, bf16) for bits in BUDGETS]
 
 
 def _row(
-    quantized: QuantizedModel, plan: RoutingPlan, prompt: Callable[[], None], tokens: int, bf16: float
+    quantized: QuantizedModel, bits: float, prompt: Callable[[], None], tokens: int, bf16: float
 ) -> dict[str, Any]:
+    plan = quantized.plan(bits, mode="per_linear")
+
     def routed(recorder: Recorder | None = None) -> None:
         with quantized.routing_pass(plan, recorder=recorder):
             prompt()
@@ -59,31 +58,12 @@ def _row(
     return {
         "layers": quantized.linear_infos[-1].layer + 1,
         "tokens": tokens,
-        "bits_asked": plan.requested_bits,
-        "bits": _average_bits(quantized, recorder),
+        "bits_asked": bits,
+        "bits": average_bits(recorder.arrays()[0], quantized.linear_infos, quantized.config.bits_by_depth),
         "milliseconds": spent,
         "bf16_milliseconds": bf16,
         "share_of_bf16_speed": bf16 / spent,
     }
-
-
-def _average_bits(quantized: QuantizedModel, recorder: Recorder) -> float:
-    weights = torch.tensor([info.weights for info in quantized.linear_infos], dtype=torch.float64)
-    mean_depths = torch.from_numpy(recorder.arrays()[0]).double().mean(1)
-    return float(2 * (mean_depths * weights).sum() / weights.sum())
-
-
-def _plan_at(thresholds: Tensor, bits: float) -> RoutingPlan:
-    return RoutingPlan(RouterPolicy(), thresholds, bits, "global")
-
-
-def _thresholds(scores: Tensor, bits: float) -> Tensor:
-    """Of every linear, such that its tokens spend so much on average: a depth is 1 + the number of scores above."""
-    extra = scores.shape[-1]
-    share = (bits / 2 - 1) / extra
-    if share in (0, 1):
-        return torch.full((scores.shape[1],), float("-inf") if share else float("inf"))
-    return scores.transpose(0, 1).flatten(1).quantile(1 - share, dim=1).cpu()
 
 
 def _random_model(shape: StepShape, layers: int) -> LlamaForCausalLM:

@@ -130,9 +130,9 @@ def fused_planes(
     gain: Float[Tensor, "depths out"] | None = None,
 ) -> list[Float[Tensor, "tokens rows"]]:
     """The same for all sections of fused planes at once, where `whole_prompt` says so."""
-    from mobiquant_core.kernels import gpu
+    from mobiquant_core.kernels import prompt_product
 
-    return gpu.fused_linear(packed, x, depths, bias, shift, gain)
+    return prompt_product.multiply(packed, x, depths, bias, shift, gain)
 
 
 def whole_prompt(packed: PackedWeight, x: Float[Tensor, "tokens in_features"]) -> bool:

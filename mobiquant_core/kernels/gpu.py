@@ -23,18 +23,6 @@ def whole_prompt(packed: PackedWeight, x: Float[Tensor, "tokens in_features"]) -
     return large and prompt_product.takes(x, len(packed.sections)) and prompt_product.works(x.device)
 
 
-def fused_linear(
-    packed: PackedWeight,
-    x: Float[Tensor, "tokens in_features"],
-    depths: UInt8[Tensor, "sections tokens"],
-    bias: Float[Tensor, " out"] | None = None,
-    shift: Float[Tensor, "depths out"] | None = None,
-    gain: Float[Tensor, "depths out"] | None = None,
-) -> list[Float[Tensor, "tokens rows"]]:
-    """Every token of a whole prompt times every section at its own depth there."""
-    return prompt_product.multiply(packed, x, depths, bias, shift, gain)
-
-
 def mixed_linear(
     packed: PackedWeight,
     x: Float[Tensor, "tokens in_features"],
@@ -45,7 +33,7 @@ def mixed_linear(
 ) -> Float[Tensor, "tokens out"]:
     """Every token times the weight at its own depth, in the type of x."""
     if whole_prompt(packed, x):
-        return fused_linear(packed, x, depths[None], bias, shift, gain)[0]
+        return prompt_product.multiply(packed, x, depths[None], bias, shift, gain)[0]
     if x.shape[0] > MOST_IN_PIECES and x.dtype in (torch.bfloat16, torch.float16):
         return many_tokens.multiply(packed, x, depths, bias, shift, gain)
     return in_pieces(packed, x, depths, bias, shift, gain)

@@ -7,8 +7,8 @@ smallest normal number, where it is byte * 2^-133 exactly. One multiply-add make
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-ROWS = gl.constexpr(128)
-"""Rows that are cut at once: two tiles of 16 rows for each warp."""
+from mobiquant_core.kernels.prompt_plan import ROWS
+
 COLUMNS = gl.constexpr(64)
 """Columns that are cut at once: half a group."""
 THREADS = gl.constexpr(gl.BlockedLayout([1], [32], [4], [0]))

@@ -9,10 +9,10 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
-from mobiquant_core.kernels.prompt_cuts import COLUMNS, ROWS
+from mobiquant_core.kernels.prompt_cuts import COLUMNS
 from mobiquant_core.kernels.prompt_fill import fill
 from mobiquant_core.kernels.prompt_multiply import multiply
-from mobiquant_core.kernels.prompt_plan import SURPLUS, WIDEST
+from mobiquant_core.kernels.prompt_plan import ROWS, SURPLUS, WIDEST
 from mobiquant_core.kernels.prompt_results import PIECE
 
 _SLOTS = gl.constexpr(2)

@@ -4,8 +4,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma, warpgroup_mma_wait
 
-from mobiquant_core.kernels.prompt_cuts import ROWS
-from mobiquant_core.kernels.prompt_plan import ENTRY, KINDS, SURPLUS, TILE_ROWS, WIDEST
+from mobiquant_core.kernels.prompt_plan import ENTRY, KINDS, ROWS, SURPLUS, TILE_ROWS, WIDEST
 from mobiquant_core.kernels.prompt_results import store, tokens_of, with_other_half
 from mobiquant_core.kernels.prompt_units import advance, before, of_a_word, parts_of
 

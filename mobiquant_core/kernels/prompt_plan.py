@@ -13,6 +13,7 @@ import triton.language as tl
 from jaxtyping import Float, Int32, UInt8
 from torch import Tensor
 
+from mobiquant_core import packing
 from mobiquant_core.kernels.lanes import begin_dependent
 from mobiquant_core.kernels.quick_launch import quick_launch
 
@@ -33,9 +34,9 @@ ENTRY = tl.constexpr(8)
 """Numbers about a tile."""
 SIZES = tl.constexpr(4)
 """Numbers about a section."""
-TILE_ROWS = tl.constexpr(16)
+TILE_ROWS = tl.constexpr(packing.TILE_ROWS)
 ROWS = tl.constexpr(128)
-"""Of a block."""
+"""Of a block, which are cut and multiplied at once: two tiles of 16 rows for each warp that cuts."""
 _SORTED_AT_ONCE, _BLOCK, _COPIED, _TILES_AT_ONCE = 8, 2048, 2048, 64
 
 

@@ -4,8 +4,8 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from mobiquant_core.kernels.gluon_names import barrier
-from mobiquant_core.kernels.prompt_cuts import ROWS, SCALE, row_at
-from mobiquant_core.kernels.prompt_plan import WIDEST_NARROW
+from mobiquant_core.kernels.prompt_cuts import SCALE, row_at
+from mobiquant_core.kernels.prompt_plan import ROWS, WIDEST_NARROW
 
 PIECE = gl.constexpr(64)
 """Tokens whose results pass through shared memory at once."""
