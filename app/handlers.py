@@ -205,15 +205,18 @@ class Studio:
         return run.id, run.trace
 
     def opening(self, run: Run) -> str:
-        """The message that puts a run on the page."""
-        return wire.run_message(
-            run.snapshot(), run.id, run.seq, state=run.state, measured=run.measured, **self._group()
-        )
+        """The message that puts a run on the page.
+
+        The number is read before the columns: while the run goes on, a page may get more tokens than the number says,
+        and skips what it has; fewer it would never notice.
+        """
+        seq, state, measured = run.seq, run.state, run.measured
+        return wire.run_message(run.snapshot(), run.id, seq, state=state, measured=measured, **self._group())
 
     def _finish(self, run: Run, trace, session: str, cancel: Event) -> str:
         run.trace, run.assemble = trace, None
-        run.seq += 1
         run.state = "stopped" if cancel.is_set() else "done"
+        run.seq += 1
         self.sessions.remember(session, run)
         return wire.done_message(run.id, run.seq, run.measured, run.state, list(trace.notes))
 

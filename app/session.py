@@ -37,7 +37,8 @@ class Run:
     """While running: builds the trace of what there is so far."""
 
     def snapshot(self) -> Trace:
-        return self.assemble() if self.assemble else self.trace
+        assemble = self.assemble  # read once: the run may end on another thread meanwhile
+        return assemble() if assemble else self.trace
 
 
 @dataclass

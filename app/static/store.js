@@ -98,8 +98,11 @@
     return run;
   };
 
+  const opened = new Set();  // ids: what comes of a run that was never opened here says that its opening was missed
+
   function open(message) {
     const run = mbq.readRun(message);
+    opened.add(run.id);
     const same = mbq.run && mbq.run.id === run.id;
     mbq.run = run;
     if (!same) {
@@ -111,9 +114,16 @@
     if (run.state !== "running") mbq.emit("done", run);
   }
 
-  function extend(message) {
+  // The run on show, if the message tells something new about it.
+  function awaited(message) {
+    if (!opened.has(message.run)) return void resync(message.run);
     const run = mbq.run;
-    if (!run || run.id !== message.run) return;
+    return run && run.id === message.run && message.seq > run.seq ? run : null;
+  }
+
+  function extend(message) {
+    const run = awaited(message);
+    if (!run) return;
     if (message.start > run.T || message.seq > run.seq + 1) return resync(run.id);
     run.seq = message.seq;
     run.measured = message.measured;
@@ -127,8 +137,8 @@
   }
 
   function finish(message) {
-    const run = mbq.run;
-    if (!run || run.id !== message.run) return;
+    const run = awaited(message);
+    if (!run) return;
     if (message.seq > run.seq + 1) return resync(run.id);
     Object.assign(run, { seq: message.seq, measured: message.measured, state: message.state });
     run.meta.notes = message.notes;
@@ -136,15 +146,17 @@
   }
 
   // A message that arrives while the whole run is on its way may be newer than that: then it is asked for once more.
+  // And an answer may be older than what has arrived meanwhile: then there is nothing in it.
   async function resync(id) {
-    resync.again = true;
+    resync.wanted = id;
     if (resync.pending || !mbq.server) return;
     resync.pending = true;
     try {
-      while (resync.again) {
-        resync.again = false;
-        const whole = await mbq.server.resync({ run: id });
-        if (whole && mbq.run && mbq.run.id === id) open(JSON.parse(whole));
+      while (resync.wanted !== null) {
+        const asked = resync.wanted;
+        resync.wanted = null;
+        const whole = JSON.parse(await mbq.server.resync({ run: asked }));
+        if (whole && (!opened.has(asked) || (mbq.run.id === asked && whole.seq >= mbq.run.seq))) open(whole);
       }
     } finally {
       resync.pending = false;

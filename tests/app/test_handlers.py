@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import gradio as gr
 import numpy as np
 import pytest
+from fake_engine import FakeEngine
 
 from app.handlers import SURFACE_CHANNELS
+from app.session import Run
 from mobiquant_core.errors import PromptError
 
 GENERATE = {"bits": 4.0, "policy": "router", "mode": "global", "seed": 0, "max_new_tokens": 8, "temperature": 0.8}
@@ -32,6 +34,22 @@ def test_resync_returns_the_whole_run(studio, visitor):
     messages = run(studio, visitor)
     whole = json.loads(studio.resync({"run": messages[0]["run"]}))
     assert whole["columns"]["n"] == 12 and whole["seq"] == messages[-1]["seq"] and whole["state"] == "done"
+
+
+def test_resync_while_the_run_goes_on_never_numbers_tokens_that_it_lacks(studio):
+    """A page may be given tokens it has, since it skips them; of tokens that are missing it would never know."""
+    run = Run("r", trace=None, state="running", measured=4.0)
+    parts = [FakeEngine(layers=2).analyze([1, 2, 3][:n], budget=4.0) for n in (1, 2, 3)]
+
+    def assemble():
+        seen = parts[run.seq]  # the columns of this moment; then the run goes on and ends before they are packed
+        run.trace, run.assemble, run.state, run.seq = parts[2], None, "done", 2
+        return seen
+
+    run.assemble = assemble
+    first, second = json.loads(studio.opening(run)), json.loads(studio.opening(run))
+    assert (first["seq"], first["state"], first["columns"]["n"]) == (0, "running", 1)
+    assert (second["seq"], second["state"], second["columns"]["n"]) == (2, "done", 3)
 
 
 @pytest.mark.parametrize("asked", [None, {}, {"run": 5}, {"run": "other"}, [], "x", {"run": None}])

@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "app"))  # the fake engine lives beside the tests of the app
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -17,6 +18,8 @@ from fake_surface import surface
 
 CHROMIUM = Path("/usr/bin/chromium")
 ARTEFACTS = Path(__file__).parents[2] / "test-artefacts"
+PATIENCE = 60_000
+"""Milliseconds that anything may take: what is asserted is that it comes, and a busy machine is slow."""
 SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
 
 
@@ -60,16 +63,28 @@ def browser() -> Iterator:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        # One process for all pages of a context, so that scripts are compiled once and not in every test.
+        flags = ["--no-sandbox", "--process-per-site"]
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=flags)
         yield browser
         browser.close()
 
 
+@pytest.fixture(scope="session")
+def contexts(browser, address: str) -> dict:
+    """One of each size, kept with a page that nobody uses: it keeps the process, and what that has fetched."""
+    made = {}
+    for size, (width, height) in SIZES.items():
+        made[size] = browser.new_context(viewport={"width": width, "height": height}, has_touch=size == "phone")
+        made[size].set_default_timeout(PATIENCE)
+        made[size].new_page().goto(f"{address}theme.css")
+    return made
+
+
 @pytest.fixture
-def open_page(browser, address: str) -> Iterator:
+def open_page(contexts, address: str) -> Iterator:
     """Opens the studio in a size and ground; at the end nothing may have gone wrong in any opened page."""
     troubles: list[str] = []
-    contexts = []
 
     def watch(page) -> None:
         page.on("console", lambda m: troubles.append(f"console: {m.text}") if m.type == "error" else None)
@@ -78,11 +93,8 @@ def open_page(browser, address: str) -> Iterator:
         page.on("request", lambda r: troubles.append(f"foreign: {r.url}") if foreign(r.url) else None)
 
     def open_one(size: str = "desktop", ground: str = "light"):
-        width, height = SIZES[size]
-        context = browser.new_context(viewport={"width": width, "height": height}, has_touch=size == "phone")
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(20_000)
+        contexts[size].pages[0].evaluate("localStorage.clear()")
+        page = contexts[size].new_page()
         watch(page)
         page.goto(f"{address}?__theme={ground}")
         page.wait_for_selector(".mbq-token")
@@ -90,8 +102,9 @@ def open_page(browser, address: str) -> Iterator:
         return page
 
     yield open_one
-    for context in contexts:
-        context.close()
+    for context in contexts.values():
+        for page in context.pages[1:]:
+            page.close()
     assert not troubles, "\n".join(troubles)
 
 
@@ -113,3 +126,24 @@ def open_tab(page, title: str) -> None:
 def picture(page, name: str) -> None:
     ARTEFACTS.mkdir(exist_ok=True)
     page.screenshot(path=str(ARTEFACTS / f"{name}.png"), full_page=True)
+
+
+def drawn(page) -> None:
+    """Waits until every chart in sight is there, and two frames more."""
+    page.wait_for_function(
+        "[...document.querySelectorAll('.mbq-plot')].every(div => !div.offsetParent || !div.mbqMake"
+        " || div.querySelector('.main-svg'))"
+    )
+    page.evaluate("() => new Promise(next => requestAnimationFrame(() => requestAnimationFrame(next)))")
+
+
+def look(page, name: str) -> None:
+    """A picture of the page; nothing is wider than it, and nothing seriously hard to read or to operate."""
+    drawn(page)
+    picture(page, name)
+    wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+    assert wide <= 0, f"{name} is {wide} px too wide"
+    # Rows of a table look alike: five of each are enough.
+    violations = Axe().run(page, {"exclude": [[".mbq-datatable tbody tr:nth-child(n+6)"]]}).response["violations"]
+    serious = [found for found in violations if found["impact"] in ("serious", "critical")]
+    assert not serious, [(v["id"], [n["html"][:160] for n in v["nodes"]][:3]) for v in serious]

@@ -3,6 +3,8 @@
 import json
 import time
 
+import pytest
+
 DONE = "mbq.run && mbq.run.id !== 'recorded' && mbq.run.state !== 'running'"
 
 
@@ -11,8 +13,8 @@ def generate(page) -> None:
     page.wait_for_function(DONE)
 
 
-def test_the_first_picture_comes_before_the_model(browser, address):
-    page = browser.new_page()
+def test_the_first_picture_comes_before_the_model(contexts, address):
+    page = contexts["desktop"].new_page()
     page.goto(address)
     page.wait_for_selector(".mbq-token")
     assert page.evaluate("mbq.run.id") == "recorded"
@@ -115,14 +117,14 @@ def test_pins_by_mouse_and_keyboard_fill_the_inspector(open_page):
     assert page.evaluate("mbq.pinned && mbq.pinned.token > 0")
 
 
-def test_the_inspector_is_quick(open_page):
+def test_the_inspector_is_filled_with_the_next_frame(open_page):
     page = open_page()
-    spent = page.evaluate(
-        """async () => { const start = performance.now(); mbq.pin({layer: 3, token: 7});
-             while (!document.querySelector('.mbq-linears')) await new Promise(requestAnimationFrame);
-             return performance.now() - start; }"""
+    page.wait_for_selector(".mbq-map .main-svg")
+    assert page.evaluate(
+        """async () => { mbq.pin({layer: 3, token: 7});
+             for (let frame = 0; frame < 2; frame++) await new Promise(requestAnimationFrame);
+             return document.querySelector('.mbq-inspector h2').textContent.startsWith('Layer 3'); }"""
     )
-    assert spent < 150
 
 
 def test_dragging_previews_and_releasing_runs(open_page):
@@ -177,15 +179,28 @@ def test_every_filter_and_value_draws(open_page):
             assert page.evaluate("mbq.cells(mbq.run, mbq.filter).z.every(Number.isFinite)")
 
 
-def test_a_lost_message_is_fetched_again(open_page):
+@pytest.mark.parametrize(("kind", "which"), [("run", 1), ("columns", 2)])
+def test_a_lost_message_is_fetched_again(open_page, kind, which):
     page = open_page()
     page.evaluate(
-        """() => { const receive = mbq.receive; let seen = 0;
-             mbq.receive = (text) => { if (!text.includes('"kind":"columns"') || ++seen !== 2) receive(text); }; }"""
+        """([kind, which]) => { const receive = mbq.receive, lost = `"kind":"${kind}"`; let seen = 0;
+             mbq.receive = (text) => { if (!text.includes(lost) || ++seen !== which) receive(text); }; }""",
+        [kind, which],
     )
     generate(page)
     page.wait_for_function("mbq.run.T === 15 + 64")
     assert page.evaluate("mbq.run.texts.length === mbq.run.T && mbq.run.state === 'done'")
+
+
+def test_an_answer_that_comes_late_does_not_bring_back_what_is_over(open_page):
+    page = open_page()
+    page.evaluate(
+        """() => { const receive = mbq.receive;
+             mbq.receive = (text) => { if (text.includes('"kind":"run"')) window.opening = text; receive(text); }; }"""
+    )
+    generate(page)
+    page.evaluate("mbq.server = { resync: async () => window.opening }; mbq.resync(mbq.run.id)")
+    assert page.evaluate("[JSON.parse(window.opening).state, mbq.run.state, mbq.run.T]") == ["running", "done", 15 + 64]
 
 
 def test_bad_input_is_one_line_and_the_page_lives(open_page):

@@ -3,9 +3,7 @@
 import json
 from pathlib import Path
 
-import pytest
-from axe_playwright_python.sync_playwright import Axe
-from conftest import SIZES, open_tab, picture
+from conftest import look, open_tab, picture
 
 
 def compare(page, preset: int = 0) -> None:
@@ -25,7 +23,6 @@ def agree(page) -> None:
 def another(page, link: str):
     """A second tab on a link; leaving the first page would break off its own requests."""
     opened = page.context.new_page()
-    opened.set_default_timeout(20_000)
     opened.goto(link)
     opened.wait_for_selector(".mbq-token")
     return opened
@@ -39,23 +36,6 @@ def learn(page) -> None:
 def models(page) -> None:
     open_tab(page, "Models")
     page.wait_for_selector(".mbq-model")
-
-
-VIEWS = {"compare": compare, "router-lab": agree, "learn": learn, "models": models}
-
-
-@pytest.mark.parametrize("ground", ["light", "dark"])
-@pytest.mark.parametrize("size", list(SIZES))
-def test_every_study(open_page, size, ground):
-    page = open_page(size, ground)
-    for name, show in VIEWS.items():
-        show(page)
-        page.wait_for_timeout(500)
-        picture(page, f"{name}-{size}-{ground}")
-        wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
-        assert wide <= 0, f"{name} is {wide} px too wide"
-        serious = [v for v in Axe().run(page).response["violations"] if v["impact"] in ("serious", "critical")]
-        assert not serious, [(v["id"], [n["html"][:160] for n in v["nodes"]][:3]) for v in serious]
 
 
 def test_a_comparison_marks_the_first_differing_token(open_page):
@@ -166,10 +146,7 @@ def test_the_tour_can_be_left_and_is_readable(open_page):
     page = open_page("phone")
     page.locator(".mbq-tour-start").click()
     page.wait_for_selector(".mbq-tour")
-    picture(page, "tour-phone-light")
-    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
-    serious = [v for v in Axe().run(page).response["violations"] if v["impact"] in ("serious", "critical")]
-    assert not serious, [(v["id"], [n["html"][:160] for n in v["nodes"]][:3]) for v in serious]
+    look(page, "tour-phone-light")
     page.keyboard.press("Escape")
     page.wait_for_selector(".mbq-tour", state="detached")
 

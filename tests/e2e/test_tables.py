@@ -1,8 +1,7 @@
 """The numbers behind every chart as a table: by keyboard, as text, and the same as the picture."""
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from conftest import open_tab, picture
+from conftest import drawn, look, open_tab
 from test_allocate import DONE
 from test_study_tabs import agree, compare
 
@@ -74,7 +73,7 @@ def test_every_chart_has_its_table(open_page, size, ground):
     page = analyzed(open_page, size, ground)
     for name, show in SHOW.items():
         show(page)
-        page.wait_for_timeout(600)
+        drawn(page)
         charts = page.locator(".js-plotly-plot:visible").count()
         toggles = page.locator(".mbq-data-toggle:visible")
         assert charts and toggles.count() == charts, name
@@ -83,10 +82,7 @@ def test_every_chart_has_its_table(open_page, size, ground):
         tables = page.locator(".mbq-datatable:visible table")
         assert tables.count() == charts
         assert all(table.locator("tbody tr").count() for table in tables.all()), name
-        picture(page, f"tables-{name}-{size}-{ground}")
-        assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
-        serious = [v for v in Axe().run(page).response["violations"] if v["impact"] in ("serious", "critical")]
-        assert not serious, [(v["id"], [n["html"][:160] for n in v["nodes"]][:3]) for v in serious]
+        look(page, f"tables-{name}-{size}-{ground}")
 
 
 def test_a_run_that_ends_behind_another_tab_is_said(open_page):

@@ -1,33 +1,41 @@
 """Every view at both sizes on both grounds: drawn, within the page's width, readable, photographed."""
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from conftest import SIZES, open_tab, picture
+from conftest import SIZES, look, open_tab, picture
+from test_allocate import generate
+from test_study_tabs import agree, compare, learn, models
 
-TABS = ("Allocate", "Activation outliers", "Outlier migration")
-READY = {
-    "Activation outliers": ".mbq-surface .js-plotly-plot",
-    "Outlier migration": ".mbq-migration-body .js-plotly-plot",
+
+def outliers(page) -> None:
+    open_tab(page, "Activation outliers")
+    page.wait_for_selector(".mbq-surface .js-plotly-plot")
+
+
+def migration(page) -> None:
+    open_tab(page, "Outlier migration")
+    page.wait_for_selector(".mbq-migration-body .js-plotly-plot")
+
+
+TABS = {
+    "allocate": lambda page: open_tab(page, "Allocate"),
+    "activation-outliers": outliers,
+    "outlier-migration": migration,
+    "compare": compare,
+    "router-lab": agree,
+    "learn": learn,
+    "models": models,
 }
 
 
 @pytest.mark.parametrize("ground", ["light", "dark"])
 @pytest.mark.parametrize("size", list(SIZES))
-def test_every_view(open_page, size, ground):
+def test_every_tab(open_page, size, ground):
     page = open_page(size, ground)
-    page.click("#mbq-generate")
-    page.wait_for_function("mbq.run.id !== 'recorded' && mbq.run.state === 'done'")
+    generate(page)
     page.evaluate("mbq.pin({layer: 5, token: 4})")
-    for title in TABS:
-        open_tab(page, title)
-        if title in READY:
-            page.wait_for_selector(READY[title])
-        page.wait_for_timeout(700)
-        picture(page, f"{title.lower().replace(' ', '-')}-{size}-{ground}")
-        wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
-        assert wide <= 0, f"{title} is {wide} px too wide"
-        serious = [v for v in Axe().run(page).response["violations"] if v["impact"] in ("serious", "critical")]
-        assert not serious, [(v["id"], [n["html"][:160] for n in v["nodes"]][:3]) for v in serious]
+    for name, show in TABS.items():
+        show(page)
+        look(page, f"{name}-{size}-{ground}")
 
 
 def test_the_keyboard_alone_reaches_a_pinned_cell(open_page):
@@ -48,8 +56,7 @@ def test_the_keyboard_alone_reaches_a_pinned_cell(open_page):
 
 def test_migration_answers_to_its_choices(open_page):
     page = open_page()
-    open_tab(page, "Outlier migration")
-    page.wait_for_selector(".mbq-migration-body .js-plotly-plot")
+    migration(page)
     assert "Whole model" in page.inner_text(".mbq-migration .mbq-sentence")
     page.select_option(".mbq-select select", "3")
     assert "o_proj, layer 0" in page.inner_text(".mbq-migration .mbq-sentence")
