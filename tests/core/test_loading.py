@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -26,11 +27,24 @@ def copied(plain, tmp_path):
     return shutil.copytree(plain, tmp_path / "model")
 
 
-@pytest.fixture(autouse=True)
-def quick_calibration(monkeypatch, tmp_path_factory):
-    monkeypatch.setattr(loading, "CALIBRATION_WINDOWS", 2)
-    monkeypatch.setattr(loading, "CALIBRATION_WINDOW", 64)
-    monkeypatch.setenv("MOBIQUANT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+@pytest.fixture(autouse=True, scope="module")
+def quick_calibration(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "CALIBRATION_WINDOWS", 2)
+        patch.setattr(loading, "CALIBRATION_WINDOW", 64)
+        patch.setenv("MOBIQUANT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def calibrated(plain, quick_calibration, tmp_path_factory):
+    """The kept calibration of the plain model; whoever damages it takes a copy."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MOBIQUANT_CACHE", str(folder))
+        load_engine(str(plain), device="cpu")
+    [kept] = folder.iterdir()
+    return kept
 
 
 def _edit(folder, **changes):
@@ -67,12 +81,13 @@ def _damaged(path, reason):
 @pytest.mark.parametrize(
     ("reason", "keep_reference"), [("bytes", True), ("router", False), ("names", True), ("quantiles", False)]
 )
-def test_a_kept_calibration_that_does_not_fit_is_made_again(plain, monkeypatch, tmp_path, reason, keep_reference):
+def test_a_kept_calibration_that_does_not_fit_is_made_again(
+    plain, calibrated, monkeypatch, tmp_path, reason, keep_reference
+):
     monkeypatch.setenv("MOBIQUANT_CACHE", str(tmp_path))
-    load_engine(str(plain), device="cpu")
-    [kept] = tmp_path.iterdir()
-    assert f"-v{FORMAT_VERSION}-" in kept.name
-    _damaged(kept, reason)
+    kept = shutil.copy(calibrated, tmp_path)
+    assert f"-v{FORMAT_VERSION}-" in calibrated.name
+    _damaged(Path(kept), reason)
     stages = []
     engine = load_engine(
         str(plain), device="cpu", keep_reference=keep_reference, progress=lambda text, _: stages.append(text)
@@ -82,11 +97,8 @@ def test_a_kept_calibration_that_does_not_fit_is_made_again(plain, monkeypatch, 
     assert load_calibration(kept).router_kind == "sketch"
 
 
-def test_a_model_s_own_calibration_that_does_not_fit_is_an_error(copied, plain, tmp_path, monkeypatch):
-    monkeypatch.setenv("MOBIQUANT_CACHE", str(tmp_path / "cache"))
-    load_engine(str(plain), device="cpu")
-    [kept] = (tmp_path / "cache").iterdir()
-    shutil.copy(kept, copied / CALIBRATION_FILE)
+def test_a_model_s_own_calibration_that_does_not_fit_is_an_error(copied, calibrated):
+    shutil.copy(calibrated, copied / CALIBRATION_FILE)
     _damaged(copied / CALIBRATION_FILE, "names")
     with pytest.raises(CheckpointError):
         load_engine(str(copied), device="cpu")

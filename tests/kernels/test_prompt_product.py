@@ -1,42 +1,13 @@
 """The product for prompts: when it is taken, what the compiler makes of it, and on a Hopper card its results."""
 
-import json
 import re
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from mobiquant_core.bench.kernel import exact, random_packed, relative_error
 from mobiquant_core.kernels import gpu, prompt_product
-
-_COMPILE = """
-import json
-from triton.backends.compiler import GPUTarget
-from triton.compiler import compile
-from triton.experimental.gluon import language as gl
-from triton.experimental.gluon._runtime import GluonASTSource
-from mobiquant_core.kernels.prompt_kernel import product_kernel as kernel
-
-constants = {"p_gain": None, "p_bias": None, "p_shift": None, "SLICES": 4, "SECTIONS": SECTIONS}
-boxes = {"x_desc": 256, "sorted_desc": 256, "narrow_desc": 64, "surplus_desc": 32}
-layout = gl.NVMMASharedLayout(128, 16, 2)
-types = {name: f"tensordesc<bf16[{most}, 64],{layout!r}>" for name, most in boxes.items()}
-types |= {"p_y": "*bf16", "p_partial": "*fp32"}
-names = kernel.arg_names
-pointers = [name for name in names if name.startswith("p_") and name not in constants]
-signature = {name: "constexpr" if name in constants else "*i32" if name in pointers else "i32" for name in names}
-source = GluonASTSource(
-    kernel,
-    signature | types,
-    {(names.index(name),): value for name, value in constants.items()},
-    {(names.index(name),): [["tt.divisibility", 16]] for name in [*pointers, "rows"]},
-)
-made = compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8, "launch_pdl": True})
-print(json.dumps({"ptx": made.asm["ptx"], "shared": made.metadata.shared}))
-"""
 
 
 def test_other_types_and_cards_take_dense_weights() -> None:
@@ -57,26 +28,22 @@ def test_the_product_is_tried_once_and_never_while_a_graph_is_captured(monkeypat
     assert prompt_product.works(device) and trials == [device]
 
 
+@pytest.mark.xdist_group("compiler")
 @pytest.mark.parametrize("sections", [1, 3])
-def test_weights_go_to_shared_memory_and_results_to_memory_in_wide_pieces(tmp_path: Path, sections: int) -> None:
-    pytest.importorskip("triton.experimental.gluon")
-    environment = {"PATH": "/usr/bin:/bin", "TRITON_INTERPRET": "0", "HOME": str(tmp_path)}
-    command = [sys.executable, "-c", f"SECTIONS = {sections}\n{_COMPILE}"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    made = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+def test_weights_go_to_shared_memory_and_results_to_memory_in_wide_pieces(compiled: Callable, sections: int) -> None:
+    ptx, shared = compiled("prompt_product", sections)
     # What a multiprocessor of compute capability 9.0 has.
-    assert made["shared"] <= 227 * 1024
+    assert shared <= 227 * 1024
     # Four products of 16 columns for each of two stages and four kinds of tiles, and as many for a surplus.
-    products = re.findall(r"wgmma\.mma_async\S*m64n(\d+)k16\S*", made["ptx"])
+    products = re.findall(r"wgmma\.mma_async\S*m64n(\d+)k16\S*", ptx)
     assert sorted(products, key=int) == ["32"] * 8 + ["64"] * 8 + ["128"] * 8 + ["256"] * 16
     # Sixteen for each depth: 128 rows of a group by 128 threads, eight weights each; no other way through memory.
-    wide = re.findall(r"st\.shared\.v4\.b32", made["ptx"])
-    assert len(wide) == 4 * 16 and "ld.local" not in made["ptx"]
+    wide = re.findall(r"st\.shared\.v4\.b32", ptx)
+    assert len(wide) == 4 * 16 and "ld.local" not in ptx
     # Two bytes of a result each, sixteen at once: 128 rows of a tile's tokens by 256 threads.
-    results = re.findall(r"st\.global\S*\.v4\.b32", made["ptx"])
+    results = re.findall(r"st\.global\S*\.v4\.b32", ptx)
     assert len(results) == (288 + 256 + 128 + 64) * 128 // (256 * 8)
-    assert not re.findall(r"st\.global\S*\.b16", made["ptx"])
+    assert not re.findall(r"st\.global\S*\.b16", ptx)
 
 
 @pytest.mark.gpu
