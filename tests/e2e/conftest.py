@@ -7,7 +7,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "app"))  # the fake engine lives beside the tests of the app
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -15,12 +14,11 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 from fake_engine import FakeEngine
 from fake_migration import measure
 from fake_surface import surface
+from looking import SIZES
 
 CHROMIUM = Path("/usr/bin/chromium")
-ARTEFACTS = Path(__file__).parents[2] / "test-artefacts"
 PATIENCE = 60_000
 """Milliseconds that anything may take: what is asserted is that it comes, and a busy machine is slow."""
-SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
 
 
 def pytest_collection_modifyitems(items) -> None:
@@ -111,39 +109,3 @@ def open_page(contexts, address: str) -> Iterator:
 def foreign(url: str) -> bool:
     parts = urlsplit(url)
     return parts.scheme in ("http", "https") and parts.hostname not in ("127.0.0.1", "localhost")
-
-
-def open_tab(page, title: str) -> None:
-    """Chooses a tab; on a phone the later ones are behind the overflow button."""
-    tab = page.locator("#mbq-tabs [role=tab]:visible", has_text=title)
-    if tab.count():
-        tab.first.click()
-        return
-    page.locator("#mbq-tabs .overflow-menu > button").click()
-    page.locator("#mbq-tabs .overflow-dropdown button", has_text=title).click()
-
-
-def picture(page, name: str) -> None:
-    ARTEFACTS.mkdir(exist_ok=True)
-    page.screenshot(path=str(ARTEFACTS / f"{name}.png"), full_page=True)
-
-
-def drawn(page) -> None:
-    """Waits until every chart in sight is there, and two frames more."""
-    page.wait_for_function(
-        "[...document.querySelectorAll('.mbq-plot')].every(div => !div.offsetParent || !div.mbqMake"
-        " || div.querySelector('.main-svg'))"
-    )
-    page.evaluate("() => new Promise(next => requestAnimationFrame(() => requestAnimationFrame(next)))")
-
-
-def look(page, name: str) -> None:
-    """A picture of the page; nothing is wider than it, and nothing seriously hard to read or to operate."""
-    drawn(page)
-    picture(page, name)
-    wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
-    assert wide <= 0, f"{name} is {wide} px too wide"
-    # Rows of a table look alike: five of each are enough.
-    violations = Axe().run(page, {"exclude": [[".mbq-datatable tbody tr:nth-child(n+6)"]]}).response["violations"]
-    serious = [found for found in violations if found["impact"] in ("serious", "critical")]
-    assert not serious, [(v["id"], [n["html"][:160] for n in v["nodes"]][:3]) for v in serious]

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from conftest import look, open_tab, picture
+from looking import look, open_tab, picture
 
 
 def compare(page, preset: int = 0) -> None:

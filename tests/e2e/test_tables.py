@@ -1,7 +1,7 @@
 """The numbers behind every chart as a table: by keyboard, as text, and the same as the picture."""
 
 import pytest
-from conftest import drawn, look, open_tab
+from looking import drawn, look, open_tab
 from test_allocate import DONE
 from test_study_tabs import agree, compare
 

@@ -1,7 +1,7 @@
 """Every view at both sizes on both grounds: drawn, within the page's width, readable, photographed."""
 
 import pytest
-from conftest import SIZES, look, open_tab, picture
+from looking import SIZES, look, open_tab, picture
 from test_allocate import generate
 from test_study_tabs import agree, compare, learn, models
 
