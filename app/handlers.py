@@ -144,8 +144,8 @@ class Studio:
                     self.sessions.remember(session, run)
                     yield self.opening(run)
                     continue
-                run.seq += 1
                 run.measured = batch[-1].measured_bits
+                run.seq += 1
                 yield wire.columns_message(batch, run.id, run.seq, run.measured)
         if run is not None:
             yield self._finish(run, engine.assemble(steps, asked), session, cancel)
