@@ -114,17 +114,17 @@
     if (run.state !== "running") mbq.emit("done", run);
   }
 
-  // The run on show, if the message tells something new about it.
+  // The run on show, if this message is the next about it; what was missed before it is asked for.
   function awaited(message) {
-    if (!opened.has(message.run)) return void resync(message.run);
-    const run = mbq.run;
-    return run && run.id === message.run && message.seq > run.seq ? run : null;
+    const run = mbq.run, known = opened.has(message.run);
+    if (known && (run.id !== message.run || message.seq <= run.seq)) return null;
+    if (known && message.seq === run.seq + 1 && !(message.start > run.T)) return run;
+    return void resync(message.run);
   }
 
   function extend(message) {
     const run = awaited(message);
     if (!run) return;
-    if (message.start > run.T || message.seq > run.seq + 1) return resync(run.id);
     run.seq = message.seq;
     run.measured = message.measured;
     const from = run.T;
@@ -139,7 +139,6 @@
   function finish(message) {
     const run = awaited(message);
     if (!run) return;
-    if (message.seq > run.seq + 1) return resync(run.id);
     Object.assign(run, { seq: message.seq, measured: message.measured, state: message.state });
     run.meta.notes = message.notes;
     mbq.emit("done", run);

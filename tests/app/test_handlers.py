@@ -87,9 +87,10 @@ def test_closing_the_tab_frees_the_engine(studio, visitor, engine):
     stream = studio.generate("A little fox", *{**GENERATE, "max_new_tokens": 200}.values(), visitor)
     next(stream)
     studio.close(visitor)
+    taken = engine.steps_taken
     stream.close()
     assert studio.slot.lock.acquire(timeout=60)
-    assert engine.steps_taken < 200
+    assert engine.steps_taken <= taken + 1
 
 
 def test_a_stopped_run_says_so(studio, visitor, engine):

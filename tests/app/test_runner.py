@@ -15,7 +15,7 @@ def loop_of(engine, tokens=50):
 
 
 def test_steps_arrive_in_order_and_coalesced():
-    engine = FakeEngine(layers=1)
+    engine = FakeEngine(layers=1, delay=0.002)
     got = list(batches(loop_of(engine), threading.Event(), interval=0.05, seconds=10))
     positions = [step.position for batch in got for step in batch]
     assert positions == [0, *range(3, 53)]
@@ -39,16 +39,17 @@ def test_a_reader_that_goes_away_stops_the_engine():
     next(stream)
     stream.close()
     assert cancel.is_set()
+    taken = engine.steps_taken
     for thread in threading.enumerate():
         if thread.name == "engine-run":
             thread.join(60)
-    assert engine.steps_taken < 1000
+    assert engine.steps_taken <= taken + 1
 
 
 def test_the_deadline_stops_a_run():
     engine, cancel = FakeEngine(layers=1, delay=0.02), threading.Event()
     list(batches(loop_of(engine, 1000), cancel, interval=0.02, seconds=0.2))
-    assert cancel.is_set() and engine.steps_taken < 1000
+    assert cancel.is_set() and engine.steps_taken < 100
 
 
 def test_a_fault_reaches_the_reader_after_the_steps_before_it():

@@ -85,9 +85,9 @@ def test_a_kept_calibration_that_does_not_fit_is_made_again(
     plain, calibrated, monkeypatch, tmp_path, reason, keep_reference
 ):
     monkeypatch.setenv("MOBIQUANT_CACHE", str(tmp_path))
-    kept = shutil.copy(calibrated, tmp_path)
-    assert f"-v{FORMAT_VERSION}-" in calibrated.name
-    _damaged(Path(kept), reason)
+    kept = Path(shutil.copy(calibrated, tmp_path))
+    assert f"-v{FORMAT_VERSION}-" in kept.name
+    _damaged(kept, reason)
     stages = []
     engine = load_engine(
         str(plain), device="cpu", keep_reference=keep_reference, progress=lambda text, _: stages.append(text)

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from looking import look, open_tab, picture, readable
+from looking import look, open_tab, picture
 
 
 def compare(page, preset: int = 0) -> None:
@@ -147,7 +147,6 @@ def test_the_tour_can_be_left_and_is_readable(open_page):
     page.locator(".mbq-tour-start").click()
     page.wait_for_selector(".mbq-tour")
     look(page, "tour-phone-light")
-    readable(page)
     page.keyboard.press("Escape")
     page.wait_for_selector(".mbq-tour", state="detached")
 

@@ -1,7 +1,7 @@
 """The numbers behind every chart as a table: by keyboard, as text, and the same as the picture."""
 
 import pytest
-from looking import drawn, look, open_tab, readable
+from looking import drawn, look, open_tab
 from test_allocate import DONE
 from test_study_tabs import agree, compare
 
@@ -83,7 +83,6 @@ def test_every_chart_has_its_table(open_page, size, ground):
         assert tables.count() == charts
         assert all(table.locator("tbody tr").count() for table in tables.all()), name
         look(page, f"tables-{name}-{size}-{ground}")
-    readable(page, ".mbq-datatable")  # of the last tab, which has most of them: one function makes all
 
 
 def test_a_run_that_ends_behind_another_tab_is_said(open_page):
