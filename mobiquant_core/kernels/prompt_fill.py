@@ -71,12 +71,12 @@ def _groups_at(p_tile, tile, row, group, groups):
 @gluon.jit
 def _fill_depth(
     boxes, p_planes, p_ranges, p_tile, p_taken, even, odd, full, told, o_plane, groups, units, index, slot, phase,
-    SLOTS: gl.constexpr, SECTIONS: gl.constexpr, K: gl.constexpr,
+    SLOTS: gl.constexpr, K: gl.constexpr,
 ):  # fmt: skip
     """Units from one on, for as long as they have one depth."""
     i_lane = gl.arange(0, 128, layout=THREADS) % 32
     o_words, o_ranges = i_lane * 4, i_lane // 4 * 2
-    tile, row, group, own_groups = unit_at(index, units, groups, SECTIONS)
+    tile, row, group, own_groups = unit_at(index, units, groups)
     at0, at1 = _groups_at(p_tile, tile, row, group, groups)
     w0 = load_words(p_planes, at0 * 128 + o_words, o_plane, K)
     w1 = load_words(p_planes, at1 * 128 + o_words, o_plane, K)
@@ -88,7 +88,7 @@ def _fill_depth(
         column = group * 128
         word = in_a_word(tile, row, group)
         index = take_unit(p_taken)
-        tile, row, group, next_groups = unit_at(index, units, groups, SECTIONS)
+        tile, row, group, next_groups = unit_at(index, units, groups)
         goes_on = (index < units[1]) & (_depth_of(p_tile, tile) == K)
         next0, next1 = _groups_at(p_tile, tile, row, group, groups)
         for i in range(own_groups):
@@ -121,20 +121,20 @@ def _fill_depth(
 @gluon.jit
 def fill(
     boxes, p_planes, p_ranges, p_tile, p_size, even, odd, full, told, o_plane, groups, most_tiles, SLOTS: gl.constexpr,
-    SLICES: gl.constexpr, SECTIONS: gl.constexpr,
+    SLICES: gl.constexpr,
 ):  # fmt: skip
     """Every stage of this program's units. One loop for each depth."""
-    units = all_units(p_size, most_tiles, groups, SECTIONS)
+    units = all_units(p_size, most_tiles, groups)
     index = gl.program_id(0)
     slot, phase = index * 0, index * 0
     while index < units[1]:
-        tile, _row, _group, _groups = unit_at(index, units, groups, SECTIONS)
+        tile, _row, _group, _groups = unit_at(index, units, groups)
         depth = _depth_of(p_tile, tile)
         for k in gl.static_range(1, SLICES + 1):
             if depth == k:
                 index, slot, phase = _fill_depth(
                     boxes, p_planes, p_ranges, p_tile, p_size + 3, even, odd, full, told, o_plane, groups, units, index,
-                    slot, phase, SLOTS, SECTIONS, k,
+                    slot, phase, SLOTS, k,
                 )  # fmt: skip
     # The multiplying warps are told that there is no more.
     mbarrier.wait(even[3].index(slot), phase ^ 1)

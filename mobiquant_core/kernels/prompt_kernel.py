@@ -45,7 +45,6 @@ def _ring(SLOTS: gl.constexpr, DTYPE: gl.constexpr):
 def product_kernel(
     x_desc, sorted_desc, narrow_desc, surplus_desc, p_planes, p_ranges, p_token, p_tile, p_size, p_y, p_gain, p_bias,
     p_shift, p_partial, p_arrived, o_plane, groups, most_tiles, tokens, rows, SLICES: gl.constexpr,
-    SECTIONS: gl.constexpr,
 ):  # fmt: skip
     """Every unit of 128 rows by a tile of tokens, after `plan_kernel`."""
     o_plane = o_plane.to(gl.int64)
@@ -72,7 +71,7 @@ def product_kernel(
             (
                 fill,
                 (boxes, p_planes, p_ranges, p_tile, p_size, even, odd, full, told, o_plane, groups, most_tiles,
-                 _SLOTS, SLICES, SECTIONS),
+                 _SLOTS, SLICES),
             ),
         ],
         [4],

@@ -28,7 +28,7 @@ KINDS = tl.constexpr(4)
 """Tiles of 256 tokens and a surplus, of 256, of 128 and of 64."""
 _MOST_WITH_SURPLUS = tl.constexpr(3)
 """Of one depth. A surplus costs a fifth of a whole tile, a narrow tile four fifths (measured on an H200)."""
-MOST_SECTIONS = 3
+MOST_SECTIONS = tl.constexpr(3)
 """Queries, keys and values."""
 ENTRY = tl.constexpr(8)
 """Numbers about a tile."""
@@ -62,7 +62,7 @@ class Plan:
     """
     sizes: Int32[Tensor, " numbers_of_sections"]
     """Tiles of the first two kinds, of all, blocks of 128 rows; and in the first row how many units are taken: none
-    yet."""
+    yet. Zeros for a section that there is not."""
     arrived: Int32[Tensor, " units"]
     """Halves of each narrow unit that are done, at first none."""
 
@@ -192,6 +192,9 @@ def plan_kernel(
     tl.store(p_token + b_place, i_token, mask=m_token)
     copied = (most < tokens) | (tokens % WIDEST != 0)
     if program == 0:
+        # Sections that there are not, cleared by the first one's program.
+        for other in range(tl.num_programs(1) + section * MOST_SECTIONS, MOST_SECTIONS):
+            tl.store(p_size + other * SIZES + tl.arange(0, SIZES), 0)
         first_row, rows, blocks_before = _section_rows(section, rows_0, rows_1, rows_2)
         first_unit = blocks_before * SLICES
         p_own_tile, p_own_size = p_tile + section * most_tiles * ENTRY, p_size + section * SIZES
@@ -222,12 +225,12 @@ def plan(
     sections, tokens = depths.shape
     most, units = most_tiles(tokens, slices), slices * sum(-(-own // ROWS.value) for own in rows)
     # In one piece, since asking for memory takes as long as a small launch; each begins at a multiple of 16 bytes.
-    numbers = (sections * SIZES.value, sections * most * ENTRY.value, units, -units % 4, sections * tokens)
+    numbers = (MOST_SECTIONS.value * SIZES.value, sections * most * ENTRY.value, units, -units % 4, sections * tokens)
     sizes, tiles, arrived, _, order = torch.empty(sum(numbers), dtype=torch.int32, device=x.device).split(numbers)
     made = Plan(x.new_empty(sections * tokens + WIDEST.value, x.shape[1]), order, tiles, sizes, arrived)
     arguments = (
         x, depths.contiguous(), made.x, order, tiles, sizes, arrived, x.stride(0), tokens, x.shape[1], most, *rows,
-        *(0,) * (MOST_SECTIONS - sections), slices, _SORTED_AT_ONCE, _BLOCK, _COPIED, _TILES_AT_ONCE,
+        *(0,) * (MOST_SECTIONS.value - sections), slices, _SORTED_AT_ONCE, _BLOCK, _COPIED, _TILES_AT_ONCE,
         x.is_cuda and _overlaps(x.device),
     )  # fmt: skip
     quick_launch(plan_kernel, (-(-tokens // _SORTED_AT_ONCE), sections, 1), arguments, num_warps=8)

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from mobiquant_core.kernels import many_tokens
+from mobiquant_core.kernels import reference
 from mobiquant_core.kernels.prompt_plan import (
     MOST_SECTIONS,
     MOST_TOKENS,
@@ -26,14 +26,16 @@ from mobiquant_core.kernels.prompt_plan import (
     plan,
 )
 from mobiquant_core.kernels.quick_launch import quick_launch
-from mobiquant_core.packing import PackedWeight, section
+from mobiquant_core.packing import PackedWeight, section, unpack
 
 _WORKS: dict[torch.device, bool] = {}
+_BITS = (2, 4, 6, 8)
+"""Of the weights that it is tried on."""
 
 
 def takes(x: Float[Tensor, "tokens in_features"], sections: int = 1) -> bool:
     """Whether `multiply` is written for these tokens on their card, and for so many sections."""
-    if sections > MOST_SECTIONS:
+    if sections > MOST_SECTIONS.value:
         return False
     if x.dtype != torch.bfloat16 or not x.is_cuda or not _is_hopper(x.device):
         return False
@@ -58,7 +60,7 @@ def _kernel() -> Any:
 
 
 def works(device: torch.device) -> bool:
-    """Whether the product compiles here and agrees with many_tokens.py, tried once; until then not while a graph is
+    """Whether the product compiles here and agrees with the definition, tried once; until then not while a graph is
     captured, which does not allow the wait that a trial takes."""
     if device not in _WORKS:
         if torch.cuda.is_current_stream_capturing():
@@ -81,11 +83,16 @@ def _agrees(device: torch.device) -> bool:
     same = torch.full_like(mixed, 2)
     alone, both = section(fused, 0), torch.stack((mixed, same))
     x = torch.randn(mixed.numel(), 768, generator=generator, device=device).bfloat16()
+    # As of most models: a variant that is compiled here is compiled for them.
+    shift = torch.randn(4, 192, generator=generator, device=device)
     try:
         agrees = True
         for packed, depths in ((alone, mixed[None]), (alone, same[None]), (fused, both), (fused, both.flip(0))):
-            for index, found in enumerate(multiply(packed, x, depths)):
-                expected = many_tokens.multiply(section(packed, index), x, depths[index])
+            own = shift[:, : packed.out_features]
+            parts = zip(multiply(packed, x, depths, shift=own), own.split(packed.sections, 1), strict=True)
+            for index, (found, part) in enumerate(parts):
+                codes = unpack(section(packed, index))
+                expected = reference.mixed_linear(x, *codes, depths[index], None, part, bits_by_depth=_BITS)
                 agrees &= torch.allclose(found, expected, rtol=0.02, atol=0.02)
     except torch.OutOfMemoryError:
         raise
@@ -118,7 +125,7 @@ def multiply(
     arguments = (
         *boxes, packed.planes, packed.ranges, made.tokens, made.tiles, made.sizes, parts[0], gain, bias, shift, sums,
         made.arrived, packed.planes.stride(0), packed.groups, most_tiles(x.shape[0], packed.slices), x.shape[0],
-        packed.out_features, packed.slices, len(packed.sections),
+        packed.out_features, packed.slices,
     )  # fmt: skip
     quick_launch(_kernel(), (_programs(x.device), 1, 1), arguments, num_warps=8, launch_pdl=True)
     return [part.view(x.shape[0], -1) for part in parts]

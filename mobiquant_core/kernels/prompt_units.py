@@ -7,7 +7,7 @@ that is done takes the next unit. It knows neither weights nor tokens.
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from mobiquant_core.kernels.prompt_plan import SIZES
+from mobiquant_core.kernels.prompt_plan import MOST_SECTIONS, SIZES
 
 _BAND = gl.constexpr(4)
 _ROW = gl.constexpr(12)
@@ -21,26 +21,26 @@ def parts_of(groups):
 
 
 @gluon.jit
-def all_units(p_size, most_tiles, groups, SECTIONS: gl.constexpr):
+def all_units(p_size, most_tiles, groups):
     """Runs of units, of whole tiles of each section and then of narrow ones: (first unit, first tile, tiles, blocks of
-    rows) of each; and how many units there are."""
+    rows) of each; and how many units there are. Sections that there are not have none."""
     runs, begin = (), groups * 0
-    for run in gl.static_range(2 * SECTIONS):
-        p_own = p_size + run % SECTIONS * SIZES
+    for run in gl.static_range(2 * MOST_SECTIONS):
+        p_own = p_size + run % MOST_SECTIONS * SIZES
         wholes, blocks = gl.load(p_own), gl.load(p_own + 2)
         # Triton joins tuples, but does not unpack them in place.
-        if run < SECTIONS:
+        if run < MOST_SECTIONS:
             runs = runs + ((begin, run * most_tiles, wholes, blocks),)  # noqa: RUF005
             begin += wholes * blocks
         else:
             narrow = gl.load(p_own + 1) - wholes
-            runs = runs + ((begin, (run - SECTIONS) * most_tiles + wholes, narrow, blocks),)  # noqa: RUF005
+            runs = runs + ((begin, (run - MOST_SECTIONS) * most_tiles + wholes, narrow, blocks),)  # noqa: RUF005
             begin += narrow * blocks * parts_of(groups)
     return runs, begin
 
 
 @gluon.jit
-def unit_at(index, units, groups, SECTIONS: gl.constexpr):
+def unit_at(index, units, groups):
     """(token tile, row block, first group, groups) of a unit; of the last one for those past it.
 
     Bands of whole tiles, so that programs that run together share rows and tokens in the L2 cache.
@@ -48,13 +48,13 @@ def unit_at(index, units, groups, SECTIONS: gl.constexpr):
     runs, end = units
     index = gl.minimum(index, end - 1)
     begin, first_tile, tiles, blocks = runs[0]
-    for run in gl.static_range(1, 2 * SECTIONS):
+    for run in gl.static_range(1, 2 * MOST_SECTIONS):
         is_behind = index >= runs[run][0]
         begin = gl.where(is_behind, runs[run][0], begin)
         first_tile = gl.where(is_behind, runs[run][1], first_tile)
         tiles = gl.where(is_behind, runs[run][2], tiles)
         blocks = gl.where(is_behind, runs[run][3], blocks)
-    is_whole = index < runs[SECTIONS][0]
+    is_whole = index < runs[MOST_SECTIONS][0]
     parts = gl.where(is_whole, 1, parts_of(groups))
     most_wide = gl.where(is_whole, _BAND, 1)
     half, part, place = groups // parts, (index - begin) % parts, (index - begin) // parts

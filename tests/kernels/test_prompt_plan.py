@@ -23,7 +23,7 @@ def sizes_of(made: Plan) -> Tensor:
 
 def tiles_of(made: Plan, section: int = 0) -> list[list[int]]:
     sizes = sizes_of(made)
-    tiles = made.tiles.view(len(sizes), -1, 8)
+    tiles = made.tiles.view(int((sizes[:, 2] > 0).sum()), -1, 8)
     return tiles[section, : int(sizes[section, 1])].tolist()
 
 
@@ -37,6 +37,7 @@ def test_tokens_come_in_the_order_of_their_depth(device: str, slices: int) -> No
     assert torch.equal(made.x[:70], x[order]) and all(tile[4] == -1 for tile in tiles_of(made))
     # No half of a narrow unit is done, and no unit is taken.
     assert made.arrived.tolist() == [0] * 2 * slices and sizes_of(made)[0, 3] == 0
+    assert not sizes_of(made)[1:].any()  # sections that there are not
 
 
 @pytest.mark.parametrize("tokens", [9, 256])
@@ -107,6 +108,6 @@ def test_a_tile_says_which_rows_and_units_are_its_sections(device: str) -> None:
     depths = torch.tensor([[1] * 3 + [2] * 2, [2] * 5], dtype=torch.uint8, device=device)
     made = plan(torch.zeros(5, 8, device=device), depths, 2, rows=(144, 40))
     # Two blocks of rows, then one; nine 16 rows, then three. Room for two depths each.
-    assert sizes_of(made)[:, 2].tolist() == [2, 1] and made.arrived.numel() == 2 * 2 + 2 * 1
+    assert sizes_of(made)[:, 2].tolist() == [2, 1, 0] and made.arrived.numel() == 2 * 2 + 2 * 1
     assert [tile[5:] for tile in tiles_of(made)] == [[0, 9, 2], [0, 9, 0]]
     assert [tile[5:] for tile in tiles_of(made, 1)] == [[9, 12, 5]]

@@ -29,9 +29,8 @@ def test_the_product_is_tried_once_and_never_while_a_graph_is_captured(monkeypat
 
 
 @pytest.mark.xdist_group("compiler")
-@pytest.mark.parametrize("sections", [1, 3])
-def test_weights_go_to_shared_memory_and_results_to_memory_in_wide_pieces(compiled: Callable, sections: int) -> None:
-    ptx, shared = compiled("prompt_product", sections)
+def test_weights_go_to_shared_memory_and_results_to_memory_in_wide_pieces(compiled: Callable) -> None:
+    ptx, shared = compiled("prompt_product")
     # What a multiprocessor of compute capability 9.0 has.
     assert shared <= 227 * 1024
     # Four products of 16 columns for each of two stages and four kinds of tiles, and as many for a surplus.
