@@ -3,6 +3,7 @@
 It knows modules and names, not text: generation is the engine's, fitting is calibration's.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 
 import torch
@@ -194,6 +195,12 @@ def quantize_model(
     return QuantizedModel(
         model, config, calibration, originals=tuple(originals) if keep_originals else None, cache_bytes=cache_bytes
     )
+
+
+def working_copy(model: PreTrainedModel, calibration: Calibration) -> PreTrainedModel:
+    """A copy to be sliced. It shares every tensor with the original unless calibration folds scales into them."""
+    shared = {} if calibration.input_scales else {id(p): p for p in model.parameters()}
+    return copy.deepcopy(model, shared)
 
 
 def walk_sites(model: nn.Module, architecture: Architecture) -> Iterator[tuple[int, Site, nn.Module]]:

@@ -143,6 +143,8 @@ def load_model(folder: ModelFolder, dtype: torch.dtype, device: torch.device) ->
             device_map={"": device} if device.type != "cpu" else None,
         )
         model, report = loaded
+    except torch.OutOfMemoryError:
+        raise
     except _LOAD_ERRORS as error:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(

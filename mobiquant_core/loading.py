@@ -4,9 +4,9 @@ A plain model without a calibration gets a fast one on the bundled text, kept in
 It reads files and puts parts together; it measures and decides nothing itself.
 """
 
-import copy
 import hashlib
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from mobiquant_core.calibrate import calibrate
 from mobiquant_core.calibrate.program_text import program_text
 from mobiquant_core.calibration import FORMAT_VERSION, Calibration, load_calibration, save_calibration
 from mobiquant_core.checkpoint import check_values, verify_checkpoint
-from mobiquant_core.convert import QuantizedModel, quantize_model
+from mobiquant_core.convert import QuantizedModel, quantize_model, working_copy
 from mobiquant_core.engine import Engine
 from mobiquant_core.errors import CheckpointError, ConfigError, MobiQuantError, UnsupportedModelError
 from mobiquant_core.hf import CALIBRATION_FILE, load_model, load_tokenizer, quantized_of
@@ -34,14 +34,31 @@ PROGRAM_CHARACTERS = 400_000
 CALIBRATION_WINDOW = 256
 CALIBRATION_WINDOWS = 16
 _SAMPLES_PER_FILE, _SAMPLE_BYTES = 64, 65_536
+_BYTES_OF_A_WEIGHT = 1.1
+"""With all slices, and its share of a group's range and step."""
+_ROOM_TO_RUN = 2**31
+"""For keys and values, the inputs of a prompt, and one linear while it is sliced."""
 
 
 def load_engine(
     name: str, *, device: str = "auto", keep_reference: bool = True, progress: Progress | None = None
 ) -> Engine:
-    """An engine for `demo`, a folder or a hub id. Every failure is one MobiQuantError with a next step."""
-    tell = progress or _silent
+    """An engine for `demo`, a folder or a hub id. Every failure is one MobiQuantError with a next step.
+
+    `keep_reference` keeps the full-precision weights of a plain model beside its slices, where a device has room.
+    """
     target = resolve_device(device)
+    try:
+        return _opened(name, target, keep_reference, progress or _silent)
+    except torch.OutOfMemoryError as error:
+        whole = torch.cuda.get_device_properties(target).total_memory / 1e9
+        raise UnsupportedModelError(
+            f"{name} does not fit on {target}, which has {whole:.0f} GB: memory ran out while it was loaded. Give a "
+            "smaller model, a checkpoint made by `mobiquant quantize`, or --device cpu."
+        ) from error
+
+
+def _opened(name: str, target: torch.device, keep_reference: bool, tell: Progress) -> Engine:
     tell(f"Looking for {name}", 0.0)
     folder = find_folder(name)
     dtype = torch.float32 if target.type == "cpu" else torch.bfloat16
@@ -59,6 +76,7 @@ def load_engine(
         tell("Ready", 1.0)
         return Engine(quantized, tokenizer, None, name)
     calibration = find_calibration(folder, model, tokenizer, tell)
+    keep_reference = keep_reference and _has_room_for_both(model)
     try:
         quantized = _slice(model, calibration, keep_reference, tell)
     except MobiQuantError:
@@ -178,7 +196,7 @@ def _slice(model: PreTrainedModel, calibration: Calibration, keep_reference: boo
     """The model sliced under its calibration; MobiQuantError where the two do not fit."""
     try:
         quantized = quantize_model(
-            _working_copy(model, calibration) if keep_reference else model,
+            working_copy(model, calibration) if keep_reference else model,
             calibration.config,
             calibration,
             lambda text, share: tell(text, 0.7 + 0.3 * share),
@@ -187,6 +205,8 @@ def _slice(model: PreTrainedModel, calibration: Calibration, keep_reference: boo
         for policy in calibration.score_quantiles:
             # Solved here, so that quantiles which do not fit are found before the engine is handed out.
             quantized.plan((calibration.config.bits(1) + calibration.config.total_bits) / 2, policy)
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, LookupError, ValueError) as error:
         raise CheckpointError(f"The calibration does not fit this model ({error}). Calibrate again.") from error
     return quantized
@@ -202,10 +222,21 @@ def _take_kernels(quantized: QuantizedModel, device: torch.device, tell: Progres
         tell(f"Reference path: {reason}", 0.98)
 
 
-def _working_copy(model: PreTrainedModel, calibration: Calibration) -> PreTrainedModel:
-    """A copy to be sliced. It shares every tensor with the original unless calibration folds scales into them."""
-    shared = {} if calibration.input_scales else {id(p): p for p in model.parameters()}
-    return copy.deepcopy(model, shared)
+def _has_room_for_both(model: PreTrainedModel) -> bool:
+    """Whether the device can hold all slices of a model beside its full-precision weights."""
+    device = model.device
+    if device.type != "cuda":
+        return True
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free, needed = torch.cuda.mem_get_info(device)[0] + unused, int(_BYTES_OF_A_WEIGHT * weights) + _ROOM_TO_RUN
+    if free < needed:
+        warnings.warn(
+            f"Full precision is not kept: beside it {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free. "
+            "Nothing can be compared with it.",
+            stacklevel=2,
+        )
+    return free >= needed
 
 
 def _check_tokenizer(tokenizer: object, model: PreTrainedModel, path: Path) -> None:

@@ -3,7 +3,6 @@
 Ranges by a search per group, layer scores and sketch routers from sampled inputs and loss gradients.
 """
 
-import copy
 import time
 
 import torch
@@ -17,7 +16,15 @@ from mobiquant_core.calibrate.statistics import SiteStatistics, collect_statisti
 from mobiquant_core.calibrate.thresholds import measure_thresholds
 from mobiquant_core.calibration import Calibration
 from mobiquant_core.config import MobiQuantConfig
-from mobiquant_core.convert import PreTrainedModel, Progress, linear_name, quantize_model, site_name, walk_sites
+from mobiquant_core.convert import (
+    PreTrainedModel,
+    Progress,
+    linear_name,
+    quantize_model,
+    site_name,
+    walk_sites,
+    working_copy,
+)
 from mobiquant_core.slicing import dequantize, slice_weight
 
 _STATISTICS_END, _SITES_END = 0.5, 0.75
@@ -49,7 +56,7 @@ def calibrate_fast(
     found.norm_quantiles = torch.cat(
         [seen.norm_quantiles.expand(count, -1) for seen, count in zip(statistics, heads, strict=True)]
     ).cpu()
-    quantized = quantize_model(copy.deepcopy(model), config, found, keep_originals=True)
+    quantized = quantize_model(working_copy(model, found), config, found, keep_originals=True)
     measure_thresholds(
         quantized,
         token_windows,
