@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mobiquant_core.analysis import ErrorProbe, ReferenceComparison
 from mobiquant_core.budget import THRESHOLD_MODES, BudgetController, validate_budget
@@ -129,8 +129,10 @@ class Engine:
         new_tokens = min(max_new_tokens, self.context_length - len(ids))
         generator = torch.Generator().manual_seed(int(seed) % 2**63)
 
-        def draw(logits: Tensor) -> int:
-            return sample(logits, temperature=temperature, top_k=top_k, generator=generator)
+        def draw(run: Run) -> int:
+            logits, ids = run.candidates(top_k)
+            choice = sample(logits, temperature=temperature, top_k=top_k, generator=generator)
+            return choice if ids is None else int(ids[choice])
 
         return self._steps(ids, budget, policy, mode, new_tokens, draw, cancel or threading.Event())
 
@@ -198,7 +200,7 @@ class Engine:
         if self.reference is None:
             raise PromptError(
                 f"{self.model_name} was loaded without its full-precision weights, so nothing can be compared with "
-                "them. Load the original model instead of a quantized checkpoint."
+                "them. Load the original model instead of a quantized checkpoint, on a device with room for both."
             )
         return self.reference
 
@@ -221,18 +223,27 @@ class Engine:
             yield Step("prefill", 0, join_columns(parts), time.perf_counter() - started, run.bits)
             controller = BudgetController(budget, self.quantized.config)
             controller.observe(run.bits, run.position)
-            for _ in range(new_tokens):
-                if cancel.is_set():
-                    return
+
+            def begin() -> float | None:
+                """Draws the next token and begins it: the seconds that took, or None where the text ends."""
                 started = time.perf_counter()
-                token = draw(run.previous)
+                token = draw(run)
                 if token == self.tokenizer.eos_token_id:
+                    return None
+                run.begin(token, self._plan(_rounded(controller.effective, budget), policy, mode))
+                return time.perf_counter() - started
+
+            begun = begin() if new_tokens and not cancel.is_set() else None
+            for left in reversed(range(new_tokens)):
+                if begun is None or cancel.is_set():
                     return
                 before = run.bits * run.position
-                columns = run.decode(token, self._plan(_rounded(controller.effective, budget), policy, mode))
+                decoded = run.finish()
                 controller.observe(run.bits * run.position - before, 1)
-                seconds = time.perf_counter() - started
-                yield Step("decode", run.position - 1, columns, seconds, run.bits, session is not None)
+                bits, position, seconds = run.bits, run.position - 1, begun + decoded.seconds
+                # The next token is under way while the columns of this one are made and read.
+                begun = begin() if left and not cancel.is_set() else None
+                yield Step("decode", position, decoded.columns(), seconds, bits, session is not None)
 
     def _plan(self, budget: float, policy: str, mode: str) -> RoutingPlan:
         """The plan of a budget; solving for thresholds takes longer than a decode step, so plans are kept."""

@@ -1,9 +1,12 @@
 """One sequence under way in a quantized model: processes further tokens of it and makes their columns.
 
-Tokens go through the model's modules, or one at a time through a captured step where the run was lent one. It chooses
-neither tokens nor budgets.
+Tokens go through the model's modules, or one at a time through a captured step where the run was lent one; that runs
+while the columns of the token before are made. It chooses neither tokens nor budgets.
 """
 
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,13 +18,23 @@ from mobiquant_core.analysis import ErrorProbe, ProbedPass
 from mobiquant_core.convert import QuantizedModel
 from mobiquant_core.decode import DecodeState, decode_one_token, prefill
 from mobiquant_core.errors import PromptError
-from mobiquant_core.recording import ResidualRecorder, recording, token_losses, top_predictions
+from mobiquant_core.recording import TOP, ResidualRecorder, recording, token_losses, top_predictions
 from mobiquant_core.routing import Recorder, RoutingPlan
 from mobiquant_core.token_text import TextStream, TokenTexts
 from mobiquant_core.trace import Columns, average_bits
 
 if TYPE_CHECKING:
-    from mobiquant_core.fast_decode.session import Session
+    from mobiquant_core.fast_decode.session import Measured, Session
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A token that was processed after the prompt."""
+
+    columns: Callable[[], Columns]
+    """Made when asked for, in the order of the tokens."""
+    seconds: float
+    """What it took beside the drawing and beginning of it."""
 
 
 class Run:
@@ -33,8 +46,9 @@ class Run:
         self.previous: Tensor | None = None
         self.bits = 0.0
         self._texts, self._stream = texts, TextStream(texts)
-        self._log_total = 0.0
-        """Log of the sum of the exponentials of `previous`, in a session."""
+        self._begun: tuple[int, RoutingPlan, float] | None = None
+        self._measured: Measured | None = None
+        """The last prediction in a session, of which `previous` then knows nothing."""
 
     @property
     def position(self) -> int:
@@ -75,46 +89,81 @@ class Run:
         self.previous = logits[-1]
         return columns, logits
 
-    def decode(self, token: int, plan: RoutingPlan) -> Columns:
-        """One drawn token after the prompt, through the captured step where there is one."""
-        if self.session is None:
-            return self.process([token], plan)[0]
-        return self._decode_captured(self.session, token, plan)
+    def candidates(self, top_k: int) -> tuple[Float[Tensor, " candidates"], np.ndarray | None]:
+        """Logits that the next token is drawn from, and their ids; None for all of the vocabulary.
 
-    def _decode_captured(self, session: "Session", token: int, plan: RoutingPlan) -> Columns:
+        The `top_k` largest (0: all) are among them.
+        """
+        if self._measured is None:
+            return self._prediction, None
+        if 0 < top_k <= len(self._measured.ids):
+            return torch.from_numpy(self._measured.largest), self._measured.ids
+        return self._in_session.logits(), None
+
+    def begin(self, token: int, plan: RoutingPlan) -> None:
+        """A drawn token after the prompt: under way, where there is a captured step, until `finish`."""
+        loss = 0.0
+        if self.session is not None:
+            if self.state.cache is not None:
+                self._hand_over(self.session)
+            # Before the step overwrites its prediction.
+            loss = self._loss(token)
+            self.session.start(token, plan)
+        self._begun = token, plan, loss
+
+    def finish(self) -> Decoded:
+        """Waits for the token begun last, and counts it."""
+        if self._begun is None:
+            raise PromptError("No token is under way. Begin one first.")
+        token, plan, loss = self._begun
+        self._begun = None
+        if self.session is None:
+            started = time.perf_counter()
+            columns = self.process([token], plan)[0]
+            return Decoded(lambda: columns, time.perf_counter() - started)
+        found = self._measured = self.session.finish()
         position = self.position
-        if self.state.cache is not None:
-            self._hand_over(session)
-        # Before the step overwrites its prediction.
-        loss = self._log_total - float(self._prediction[token])
-        texts: list[str] = []
-        found = session.process(token, plan, lambda: texts.append(self._stream.push(token)))
-        columns = Columns(
+        self.state.position += 1
+        self._count(found.depths[:, None], position)
+        return Decoded(lambda: self._columns(token, plan, loss, found), found.seconds)
+
+    def _columns(self, token: int, plan: RoutingPlan, loss: float, found: "Measured") -> Columns:
+        top_ids = found.ids[:TOP]
+        return Columns(
             token_ids=[token],
-            token_texts=texts,
+            token_texts=[self._stream.push(token)],
             depths=found.depths[:, None],
             scores=found.scores[:, None],
             residual_max=found.residual_top3[:, None, 0],
             residual_top3=found.residual_top3[:, None],
             residual_median=found.residual_median[:, None],
-            top_ids=found.top_ids[None],
-            top_texts=[self._top_texts(found.top_ids)],
-            top_probabilities=found.top_probabilities[None],
+            top_ids=top_ids[None],
+            top_texts=[self._top_texts(top_ids)],
+            top_probabilities=np.exp(found.largest[None, :TOP] - np.float32(found.log_total)),
             loss=np.array([loss], dtype=np.float32),
             thresholds=_thresholds_of(plan, 1),
         )
-        self.state.position += 1
-        self._count(columns.depths, position)
-        self.previous, self._log_total = found.logits, found.log_total
-        return columns
 
     def _hand_over(self, session: "Session") -> None:
-        """The prompt's keys, values and last prediction to the session; its cache is the only one from then on."""
+        """The prompt's keys and values to the session; its cache is the only one from then on."""
         layers = self.state.cache.layers
         session.begin(self.position, [layer.keys[0] for layer in layers], [layer.values[0] for layer in layers])
         self.state.cache = None
-        self.previous = self._prediction.cpu()
-        self._log_total = float(self.previous.logsumexp(-1))
+
+    def _loss(self, token: int) -> float:
+        """Nats of a token under the last prediction."""
+        found = self._measured
+        if found is None:
+            return float(self._prediction.logsumexp(-1) - self._prediction[token])
+        at = np.flatnonzero(found.ids == token)
+        logit = found.largest[at[0]] if len(at) else self._in_session.logits()[token]
+        return found.log_total - float(logit)
+
+    @property
+    def _in_session(self) -> "Session":
+        if self.session is None:
+            raise PromptError("This run has no captured step. Decode through the modules.")
+        return self.session
 
     @property
     def _prediction(self) -> Float[Tensor, " vocabulary"]:

@@ -136,11 +136,10 @@ class Step:
         """The prediction made from buffers.token at buffers.position; both stay as they are. The next overwrites it."""
         b = self.buffers
         step_launches.embed(self.weights.embedding, b.token, b.hidden)
-        self._record_residual(0)
         for index, layer in enumerate(self.weights.layers):
             self._layer(index, layer)
-            self._record_residual(index + 1)
-        self._prepare(self.weights.head, b.hidden, self.weights.final_norm, self.shape.hidden, MODE_NORM)
+        last = self._residual(self.shape.layers)
+        self._prepare(self.weights.head, b.hidden, self.weights.final_norm, self.shape.hidden, MODE_NORM, last)
         self._product(self.weights.head, self.shape.hidden, MODE_NORM, b.logits)
         return b.logits.view(-1)
 
@@ -149,14 +148,15 @@ class Step:
         b = self.buffers
         step_launches.draw_token(logits, b.token, b.position, b.history, b.settings, b.seed, sample=sample)
 
-    def _record_residual(self, row: int) -> None:
-        if self.buffers.residuals is not None:
-            self.buffers.residuals[row].copy_(self.buffers.hidden[0])
+    def _residual(self, row: int) -> Tensor | None:
+        """Where the residual stream before a layer is kept, by whoever reads it first."""
+        return None if self.buffers.residuals is None else self.buffers.residuals[row]
 
     def _layer(self, index: int, layer: LayerWeights) -> None:
         b, shape = self.buffers, self.shape
         width = shape.heads * shape.head_dim
-        self._prepare(layer.attention_input, b.hidden, layer.attention_norm, shape.hidden, MODE_NORM)
+        before = self._residual(index)
+        self._prepare(layer.attention_input, b.hidden, layer.attention_norm, shape.hidden, MODE_NORM, before)
         self._product(layer.attention_input, shape.hidden, MODE_NORM, b.qkv)
         parts = self._attention(index, layer, width)
         if not parts:
@@ -167,15 +167,18 @@ class Step:
         self._prepare(layer.mlp_output, b.gate_up, None, shape.feed_forward, MODE_GATE)
         self._product(layer.mlp_output, shape.feed_forward, MODE_GATE, b.hidden, add=True)
 
-    def _prepare(self, site: SiteWeights, source: Tensor, norm: Tensor | None, width: int, mode: int) -> None:
+    def _prepare(
+        self, site: SiteWeights, source: Tensor, norm: Tensor | None, width: int, mode: int, copy: Tensor | None = None
+    ) -> None:
         """The site's input from raw activations: bytes and router parts, or 16-bit values for a dense weight."""
         b, direction = self.buffers, site.router and site.router.direction
         if isinstance(site.weight, Tensor):
             eps = self.shape.norm_eps
-            step_launches.dense_input(source, norm, b.dense[width], eps, mode, self.dependent)
+            step_launches.dense_input(source, norm, b.dense[width], eps, mode, self.dependent, copy)
             return
         step_launches.prepare(
-            source, norm, direction, b.split[width], b.parts, width, site.hidden, mode, self.dependent, site.sketch
+            source, norm, direction, b.split[width], b.parts, width, site.hidden, mode, self.dependent, site.sketch,
+            copy,
         )  # fmt: skip
 
     def _product(

@@ -91,10 +91,10 @@ def direction_part(p_direction, i_column, width, HIDDEN: tl.constexpr):
 
 @triton.jit
 def prepare_kernel(
-    p_h, p_norm, p_direction, p_x, p_m, p_part, width, NG, HIDDEN: tl.constexpr, GROUPS: tl.constexpr,
+    p_h, p_norm, p_direction, p_x, p_m, p_part, p_copy, width, NG, HIDDEN: tl.constexpr, GROUPS: tl.constexpr,
     MODE: tl.constexpr, PDL: tl.constexpr, SKETCH: tl.constexpr,
 ):  # fmt: skip
-    """Bytes and router part of GROUPS groups of one token."""
+    """Bytes and router part of GROUPS groups of one token; what a norm reads is copied where somebody keeps it."""
     begin_dependent(PDL)
     i_program = tl.program_id(0)
     i_group = i_program * GROUPS + tl.arange(0, GROUPS)
@@ -116,6 +116,8 @@ def prepare_kernel(
     if MODE == NORM:
         # The same numbers once more, from the L1 cache: asked for now, they are there when the bytes are written.
         b_h = tl.load(p_h + i_column, mask=i_column < width, other=0.0)
+        if p_copy is not None:
+            tl.store(p_copy + i_column, b_h, mask=i_column < width)
     split_groups(tl.reshape(b_x, (GROUPS, 128)), p_x, p_m, i_group, NG)
     if SKETCH:
         write_sketch_part(p_part, i_program, b_x, b_h, b_direction, b_centre, HIDDEN, MODE)

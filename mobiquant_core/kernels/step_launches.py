@@ -85,12 +85,13 @@ def prepare(
     mode: int,
     dependent: bool,
     sketch: bool = False,
+    copy: Float[Tensor, " width"] | None = None,
 ) -> None:
-    """Activation bytes and router parts of a site's input."""
+    """Activation bytes and router parts of a site's input; into `copy` what a norm reads."""
     each = groups_per_part(width)
     prepare_kernel[(part_count(width),)](
-        source, norm, direction, out.bytes, out.scales, parts, width, out.scales.shape[1], HIDDEN=hidden, GROUPS=each,
-        MODE=mode, PDL=dependent, SKETCH=sketch, num_warps=max(1, each // 2), launch_pdl=dependent,
+        source, norm, direction, out.bytes, out.scales, parts, copy, width, out.scales.shape[1], HIDDEN=hidden,
+        GROUPS=each, MODE=mode, PDL=dependent, SKETCH=sketch, num_warps=max(1, each // 2), launch_pdl=dependent,
     )  # fmt: skip
 
 
@@ -101,11 +102,12 @@ def dense_input(
     eps: float,
     mode: int,
     dependent: bool,
+    copy: Float[Tensor, " width"] | None = None,
 ) -> None:
-    """A site's input in 16 bits."""
+    """A site's input in 16 bits; into `copy` what a norm reads."""
     width = out.shape[1]
     dense_input_kernel[(-(-width // _BLOCK),)](
-        source, norm, out, width, eps, MODE=mode, BLOCK=_BLOCK, PDL=dependent, num_warps=4, launch_pdl=dependent
+        source, norm, out, copy, width, eps, MODE=mode, BLOCK=_BLOCK, PDL=dependent, num_warps=4, launch_pdl=dependent
     )
 
 

@@ -1,15 +1,13 @@
 """What a trace keeps of a decode step, taken on the device: magnitudes of the residual stream, the likeliest tokens.
 
-Three launches, all exact: medians are found bit by bit among the magnitudes' patterns. It knows one token at a time.
+All exact: medians are found bit by bit among the magnitudes' patterns. It knows one token at a time.
 """
 
-import torch
 import triton
 import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-_BLOCK = 2048
 ROW: tl.constexpr = tl.constexpr(4)
 """Numbers of a residual row: the three largest magnitudes, then the median."""
 
@@ -38,43 +36,6 @@ def residual_kernel(p_h, p_out, width, BLOCK: tl.constexpr):
     tl.store(p_out + 3, median.to(tl.float32, bitcast=True))
 
 
-@triton.jit
-def logits_kernel(p_logits, p_copy, p_sums, p_values, p_ids, vocabulary, TOP: tl.constexpr, BLOCK: tl.constexpr):
-    """A part of the logits: its fp32 copy, (largest, sum of exponentials), and its TOP largest with their ids."""
-    i_part = tl.program_id(0)
-    i_token = i_part * BLOCK + tl.arange(0, BLOCK)
-    m_token = i_token < vocabulary
-    b_logit = tl.load(p_logits + i_token, mask=m_token, other=float("-inf")).to(tl.float32)
-    tl.store(p_copy + i_token, b_logit, mask=m_token)
-    best = tl.max(b_logit, 0)
-    tl.store(p_sums + 2 * i_part, best)
-    tl.store(p_sums + 2 * i_part + 1, tl.sum(tl.exp(b_logit - best), 0))
-    for i in tl.static_range(TOP):
-        chosen = tl.argmax(b_logit, 0)
-        tl.store(p_values + i_part * TOP + i, tl.max(b_logit, 0))
-        tl.store(p_ids + i_part * TOP + i, i_part * BLOCK + chosen)
-        b_logit = tl.where(i_token == i_part * BLOCK + chosen, float("-inf"), b_logit)
-
-
-@triton.jit
-def merge_kernel(
-    p_sums, p_values, p_ids, p_out, parts, TOP: tl.constexpr, PARTS: tl.constexpr, CANDIDATES: tl.constexpr
-):
-    """(log of the sum of exponentials, TOP largest, their ids) out of all parts."""
-    i_part, i_candidate = tl.arange(0, PARTS), tl.arange(0, CANDIDATES)
-    m_part, m_candidate = i_part < parts, i_candidate < parts * TOP
-    b_best = tl.load(p_sums + 2 * i_part, mask=m_part, other=float("-inf"))
-    b_sum = tl.load(p_sums + 2 * i_part + 1, mask=m_part, other=0.0)
-    best = tl.max(b_best, 0)
-    tl.store(p_out, best + tl.log(tl.sum(b_sum * tl.exp(b_best - best), 0)))
-    b_value = tl.load(p_values + i_candidate, mask=m_candidate, other=float("-inf"))
-    for i in tl.static_range(TOP):
-        chosen = tl.argmax(b_value, 0)
-        tl.store(p_out + 1 + i, tl.max(b_value, 0))
-        tl.store(p_out + 1 + TOP + i, tl.load(p_ids + chosen).to(tl.float32))
-        b_value = tl.where(i_candidate == chosen, float("-inf"), b_value)
-
-
 def residual_statistics(residuals: Float[Tensor, "rows channels"], out: Float[Tensor, "rows 4"]) -> None:
     """Each row's three largest |h| and its median."""
     rows, width = residuals.shape
@@ -82,30 +43,11 @@ def residual_statistics(residuals: Float[Tensor, "rows channels"], out: Float[Te
     residual_kernel[(rows,)](residuals, out, width, BLOCK=block, num_warps=max(4, min(block // 512, 16)))
 
 
-class LogitStatistics:
-    """Scratch for one vocabulary, and the two launches that use it."""
-
-    def __init__(self, vocabulary: int, top: int, device: torch.device) -> None:
-        self.vocabulary, self.top = vocabulary, top
-        self._parts = triton.cdiv(vocabulary, _BLOCK)
-        self._sums = torch.zeros(self._parts, 2, device=device)
-        self._values = torch.zeros(self._parts, top, device=device)
-        self._ids = torch.zeros(self._parts, top, dtype=torch.int32, device=device)
-
-    @property
-    def numbers(self) -> int:
-        """Size of what `take` writes: log of the sum of exponentials, largest logits, their ids (exact in fp32)."""
-        return 1 + 2 * self.top
-
-    def take(
-        self, logits: Float[Tensor, " vocabulary"], copy: Float[Tensor, " vocabulary"], out: Float[Tensor, " numbers"]
-    ) -> None:
-        """The numbers into `out`, the logits as fp32 into `copy`."""
-        logits_kernel[(self._parts,)](
-            logits, copy, self._sums, self._values, self._ids, self.vocabulary, TOP=self.top, BLOCK=_BLOCK, num_warps=8
-        )
-        padded = triton.next_power_of_2(self._parts)
-        merge_kernel[(1,)](
-            self._sums, self._values, self._ids, out, self._parts, TOP=self.top, PARTS=padded,
-            CANDIDATES=triton.next_power_of_2(self._parts * self.top), num_warps=4,
-        )  # fmt: skip
+def prediction_statistics(logits: Float[Tensor, " vocabulary"], out: Float[Tensor, " numbers"]) -> None:
+    """Log of the sum of the logits' exponentials, the largest logits in falling order, and their ids (exact in fp32
+    below 2^24)."""
+    logits, count = logits.float(), (out.numel() - 1) // 2
+    values, ids = logits.topk(count)
+    out[0] = logits.logsumexp(0)
+    out[1 : 1 + count] = values
+    out[1 + count :] = ids

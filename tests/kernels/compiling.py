@@ -48,7 +48,7 @@ def routed(capability: int, kernel: str, mode: int, router: str) -> str:
         function, warps = prepare_kernel, 1
         types |= {"p_x": "*i8"}
         constants = {"HIDDEN": 16, "GROUPS": 2, "MODE": mode, "PDL": overlap, "SKETCH": sketch}
-        constants |= {} if mode == 1 else {"p_norm": None}
+        constants |= {} if mode == 1 else {"p_norm": None, "p_copy": None}
     elif kernel == "product":
         function, warps = routed_gemv_kernel, 2
         types |= {"p_x": "*i32"}
@@ -71,25 +71,16 @@ def routed(capability: int, kernel: str, mode: int, router: str) -> str:
     return _compiled(function, signature, constants, capability, warps=warps, overlap=overlap).asm["ptx"]
 
 
-def statistics(capability: int) -> list[str]:
-    """PTX of the kernels that describe a decode step."""
-    logits = {"p_logits": "*bf16", "p_copy": "*fp32", "p_sums": "*fp32", "p_values": "*fp32", "p_ids": "*i32"}
-    merge = {"p_sums": "*fp32", "p_values": "*fp32", "p_ids": "*i32", "p_out": "*fp32", "parts": "i32"}
-    cases = (
-        (step_statistics.residual_kernel, {"p_h": "*fp32", "p_out": "*fp32", "width": "i32"}, {"BLOCK": 8192}, 16),
-        (step_statistics.logits_kernel, logits | {"vocabulary": "i32"}, {"TOP": 5, "BLOCK": 2048}, 8),
-        (step_statistics.merge_kernel, merge, {"TOP": 5, "PARTS": 128, "CANDIDATES": 512}, 4),
-    )
-    return [
-        _compiled(kernel, signature, constants, capability, warps=warps).asm["ptx"]
-        for kernel, signature, constants, warps in cases
-    ]
+def statistics(capability: int) -> str:
+    """PTX of the kernel that describes a decode step's residual stream."""
+    signature = {"p_h": "*fp32", "p_out": "*fp32", "width": "i32"}
+    return _compiled(step_statistics.residual_kernel, signature, {"BLOCK": 8192}, capability, warps=16).asm["ptx"]
 
 
-def prompt_product(sections: int) -> tuple[str, int]:
+def prompt_product() -> tuple[str, int]:
     """PTX of a prompt's product on Hopper, and the bytes of shared memory that it needs."""
     kernel = product_kernel
-    constants = {"p_gain": None, "p_bias": None, "p_shift": None, "SLICES": 4, "SECTIONS": sections}
+    constants = {"p_gain": None, "p_bias": None, "p_shift": None, "SLICES": 4}
     boxes = {"x_desc": 256, "sorted_desc": 256, "narrow_desc": 64, "surplus_desc": 32}
     layout = gl.NVMMASharedLayout(128, 16, 2)
     types = {name: f"tensordesc<bf16[{most}, 64],{layout!r}>" for name, most in boxes.items()}

@@ -15,6 +15,7 @@ from mobiquant_core.convert import QuantizedModel
 from mobiquant_core.engine import Engine
 from mobiquant_core.errors import KernelError
 from mobiquant_core.fast_decode import from_model
+from mobiquant_core.fast_decode import session as session_module
 from mobiquant_core.fast_decode.lending import Lender, build_session
 from mobiquant_core.fast_decode.session import Session
 from mobiquant_core.hf import CALIBRATION_FILE
@@ -157,6 +158,29 @@ def test_a_second_run_at_the_same_time_goes_through_the_modules(engine_of) -> No
     assert not [*one, *two]
     with engine.lender.lend(RouterPolicy(), 8) as session:
         assert session is not None
+
+
+def test_the_next_token_is_under_way_while_a_step_is_read(engine_of) -> None:
+    engine = engine_of(llama)
+    with engine.lender.lend(RouterPolicy(), 8) as session:
+        pass
+    steps = engine.generate(PROMPT, budget=4.3, max_new_tokens=3, seed=4)
+    reached = [(step.position, session.position) for step in steps][1:]
+    first = len(PROMPT)
+    assert reached == [(first, first + 2), (first + 1, first + 3), (first + 2, first + 3)]
+    # One that nobody waited for changes nothing about the run after it.
+    left = engine.generate(PROMPT, budget=4.3, max_new_tokens=3, seed=4)
+    next(left), next(left)
+    left.close()
+    assert_same(generate(engine), through_modules(engine))
+
+
+@pytest.mark.parametrize("top_k", [0, 2])
+def test_tokens_are_drawn_from_as_many_as_were_asked_for(engine_of, monkeypatch, top_k: int) -> None:
+    monkeypatch.setattr(session_module, "CANDIDATES", 8)  # of 48
+    engine = engine_of(llama)
+    asked = {"temperature": 5.0, "top_k": top_k, "max_new_tokens": 4}
+    assert_same(generate(engine, **asked), through_modules(engine, **asked))
 
 
 def test_a_run_left_alone_gives_the_session_back(engine_of) -> None:
