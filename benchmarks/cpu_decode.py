@@ -12,7 +12,7 @@ import time
 
 import torch
 
-from mobiquant_core.decode import DecodeState, decode_one_token, prefill, sample
+from mobiquant_core.decode import DecodeState, Sampling, decode_one_token, prefill, sample
 from mobiquant_core.engine import Engine
 from mobiquant_core.loading import load_engine
 from mobiquant_core.machine import describe_machine
@@ -24,12 +24,12 @@ PROMPT = "The river runs through the valley and"
 def unquantized_rate(engine: Engine, ids: list[int], tokens: int) -> float:
     """Tokens per second of the full-precision model: the same steps and sampling, nothing recorded."""
     model = engine.reference_model()
-    generator = torch.Generator().manual_seed(0)
+    sampling = Sampling(0.8, 50, torch.rand(tokens, generator=torch.Generator().manual_seed(0)))
     state = DecodeState()
     logits = prefill(model, state, ids)[-1]
     started = time.perf_counter()
-    for _ in range(tokens):
-        token = sample(logits, temperature=0.8, top_k=50, generator=generator)
+    for index in range(tokens):
+        token = sample(logits, sampling, index)
         logits = decode_one_token(model, state, token)[-1]
     return tokens / (time.perf_counter() - started)
 

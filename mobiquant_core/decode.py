@@ -9,6 +9,7 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from transformers import DynamicCache
 
 from mobiquant_core.errors import CheckpointError
 
+CANDIDATES = 64
+"""Tokens among which a device draws the next one."""
 PREFILL_CHUNK = 256
 """Tokens per forward of a prompt: the grain of cancellation, and the bound on memory for logits."""
 
@@ -53,23 +56,46 @@ def decode_one_token(model: nn.Module, state: DecodeState, token_id: int) -> Flo
     return prefill(model, state, [token_id])
 
 
-def sample(logits: Float[Tensor, " vocabulary"], *, temperature: float, top_k: int, generator: torch.Generator) -> int:
-    """The next token id: the likeliest at temperature 0, else drawn from the `top_k` likeliest (0: from all)."""
+@dataclass(frozen=True)
+class Sampling:
+    """How the tokens of a run are drawn, so that every path draws the same ones."""
+
+    temperature: float
+    """0 takes the likeliest."""
+    top_k: int
+    """How many of the likeliest may be drawn; 0 for all."""
+    uniforms: Float[Tensor, " tokens"]
+    """On the host, a number in [0, 1) for each token to come: the share of the probability that lies before it."""
+
+    @property
+    def on_device(self) -> bool:
+        """Whether a device that keeps CANDIDATES tokens can draw them."""
+        return self.temperature == 0 or 0 < self.top_k <= CANDIDATES
+
+
+def sample(logits: Float[Tensor, " vocabulary"], sampling: Sampling, index: int) -> int:
+    """The id of a run's token `index`: the likeliest at temperature 0, else the one of the likeliest, in falling order
+    and of equal ones the lowest id first, up to which the probabilities pass the token's number."""
     logits = logits.detach().float().cpu()
     # The sum, one fast pass, is finite only where all are; a sum that overflows is looked at closely.
     if not torch.isfinite(logits.sum()) and not torch.isfinite(logits).all():
-        raise CheckpointError(
-            "The model's prediction is not a finite number, so no token can be drawn. "
-            "Its weights are damaged or overflow in this number type; load another copy."
-        )
-    if temperature == 0:
+        raise not_finite()
+    if sampling.temperature == 0:
         return int(logits.argmax())
-    candidates = None
-    if 0 < top_k < logits.numel():
-        logits, candidates = logits.topk(top_k)
-    probabilities = torch.softmax((logits - logits.max()) / temperature, dim=-1)
-    choice = int(torch.multinomial(probabilities, 1, generator=generator))
-    return choice if candidates is None else int(candidates[choice])
+    count = sampling.top_k if 0 < sampling.top_k < logits.numel() else logits.numel()
+    largest, ids = logits.topk(count)
+    order = torch.from_numpy(np.lexsort((ids.numpy(), -largest.numpy())))
+    until = torch.softmax(largest[order] / sampling.temperature, dim=0).cumsum(0)
+    passed = int((until <= sampling.uniforms[index] * until[-1]).sum())
+    return int(ids[order[min(passed, count - 1)]])
+
+
+def not_finite() -> CheckpointError:
+    """What there is to say about a prediction that nothing can be drawn from."""
+    return CheckpointError(
+        "The model's prediction is not a finite number, so no token can be drawn. "
+        "Its weights are damaged or overflow in this number type; load another copy."
+    )
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -16,7 +16,7 @@ from torch import nn
 from mobiquant_core.analysis import ErrorProbe, ReferenceComparison
 from mobiquant_core.budget import THRESHOLD_MODES, BudgetController, validate_budget
 from mobiquant_core.convert import QuantizedModel
-from mobiquant_core.decode import PREFILL_CHUNK, sample
+from mobiquant_core.decode import PREFILL_CHUNK, Sampling
 from mobiquant_core.errors import BudgetError, Cancelled, PromptError
 from mobiquant_core.fast_decode.lending import Lender
 from mobiquant_core.machine import describe_machine
@@ -128,13 +128,8 @@ class Engine:
             )
         new_tokens = min(max_new_tokens, self.context_length - len(ids))
         generator = torch.Generator().manual_seed(int(seed) % 2**63)
-
-        def draw(run: Run) -> int:
-            logits, ids = run.candidates(top_k)
-            choice = sample(logits, temperature=temperature, top_k=top_k, generator=generator)
-            return choice if ids is None else int(ids[choice])
-
-        return self._steps(ids, budget, policy, mode, new_tokens, draw, cancel or threading.Event())
+        sampling = Sampling(temperature, top_k, torch.rand(new_tokens, generator=generator))
+        return self._steps(ids, budget, policy, mode, sampling, cancel or threading.Event())
 
     def analyze(
         self,
@@ -205,13 +200,13 @@ class Engine:
         return self.reference
 
     def _steps(
-        self, ids: list[int], budget: float, policy: str, mode: str, new_tokens: int, draw: Any, cancel: threading.Event
+        self, ids: list[int], budget: float, policy: str, mode: str, sampling: Sampling, cancel: threading.Event
     ) -> Iterator[Step]:
         if cancel.is_set():
             return
-        lent = self.lender.lend(self.quantized.policy(policy), len(ids) + new_tokens) if new_tokens else nullcontext()
+        new_tokens = len(sampling.uniforms)
         # A step that had to be made first is no part of the run's own time.
-        with lent as session:
+        with self._lent(policy, len(ids) + new_tokens, sampling) as session:
             run = Run(self.quantized, self.token_texts, session)
             started = time.perf_counter()
             plan = self._plan(budget, policy, mode)
@@ -224,26 +219,32 @@ class Engine:
             controller = BudgetController(budget, self.quantized.config)
             controller.observe(run.bits, run.position)
 
-            def begin() -> float | None:
-                """Draws the next token and begins it: the seconds that took, or None where the text ends."""
-                started = time.perf_counter()
-                token = draw(run)
-                if token == self.tokenizer.eos_token_id:
-                    return None
-                run.begin(token, self._plan(_rounded(controller.effective, budget), policy, mode))
-                return time.perf_counter() - started
+            def begin() -> None:
+                run.begin(self._plan(_rounded(controller.effective, budget), policy, mode), sampling)
 
-            begun = begin() if new_tokens and not cancel.is_set() else None
+            started = time.perf_counter()
+            if new_tokens:
+                begin()
             for left in reversed(range(new_tokens)):
-                if begun is None or cancel.is_set():
+                if cancel.is_set():
                     return
+                # The token after this one is under way while this one is read.
+                if left:
+                    begin()
                 before = run.bits * run.position
-                decoded = run.finish()
+                decoded = run.finish(sampling, self.tokenizer.eos_token_id)
+                if decoded is None:
+                    return
                 controller.observe(run.bits * run.position - before, 1)
-                bits, position, seconds = run.bits, run.position - 1, begun + decoded.seconds
-                # The next token is under way while the columns of this one are made and read.
-                begun = begin() if left and not cancel.is_set() else None
-                yield Step("decode", position, decoded.columns(), seconds, bits, session is not None)
+                seconds = max(time.perf_counter() - started, decoded.seconds)
+                yield Step("decode", run.position - 1, decoded.columns, seconds, run.bits, session is not None)
+                started = time.perf_counter()
+
+    def _lent(self, policy: str, positions: int, sampling: Sampling) -> Any:
+        """A captured step for as long as a run needs it; None for one that it cannot serve."""
+        if not len(sampling.uniforms) or not sampling.on_device:
+            return nullcontext()
+        return self.lender.lend(self.quantized.policy(policy), positions)
 
     def _plan(self, budget: float, policy: str, mode: str) -> RoutingPlan:
         """The plan of a budget; solving for thresholds takes longer than a decode step, so plans are kept."""

@@ -1,12 +1,11 @@
 """One sequence under way in a quantized model: processes further tokens of it and makes their columns.
 
-Tokens go through the model's modules, or one at a time through a captured step where the run was lent one; that runs
-while the columns of the token before are made. It chooses neither tokens nor budgets.
+Tokens go through the model's modules, or through a captured step where the run was lent one; that draws the tokens as
+well, and works at the next while the columns of the last are made. It chooses no budgets.
 """
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from mobiquant_core.analysis import ErrorProbe, ProbedPass
 from mobiquant_core.convert import QuantizedModel
-from mobiquant_core.decode import DecodeState, decode_one_token, prefill
+from mobiquant_core.decode import DecodeState, Sampling, decode_one_token, not_finite, prefill, sample
 from mobiquant_core.errors import PromptError
 from mobiquant_core.recording import TOP, ResidualRecorder, recording, token_losses, top_predictions
 from mobiquant_core.routing import Recorder, RoutingPlan
@@ -29,12 +28,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A token that was processed after the prompt."""
+    """A token that was drawn and processed after the prompt."""
 
-    columns: Callable[[], Columns]
-    """Made when asked for, in the order of the tokens."""
+    columns: Columns
     seconds: float
-    """What it took beside the drawing and beginning of it."""
+    """Of a device while the host was free; 0 where the host waited."""
 
 
 class Run:
@@ -46,9 +44,10 @@ class Run:
         self.previous: Tensor | None = None
         self.bits = 0.0
         self._texts, self._stream = texts, TextStream(texts)
-        self._begun: tuple[int, RoutingPlan, float] | None = None
-        self._measured: Measured | None = None
-        """The last prediction in a session, of which `previous` then knows nothing."""
+        self._plans: deque[RoutingPlan] = deque()
+        self._drawn = 0
+        self._next, self._next_loss = 0, 0.0
+        """In a session: the token that is processed next, and its loss."""
 
     @property
     def position(self) -> int:
@@ -89,43 +88,39 @@ class Run:
         self.previous = logits[-1]
         return columns, logits
 
-    def candidates(self, top_k: int) -> tuple[Float[Tensor, " candidates"], np.ndarray | None]:
-        """Logits that the next token is drawn from, and their ids; None for all of the vocabulary.
+    def begin(self, plan: RoutingPlan, sampling: Sampling) -> None:
+        """The next token, drawn from what the one before it predicts, goes under `plan`.
 
-        The `top_k` largest (0: all) are among them.
+        In a session it is under way from here on, also where the one before it is not finished yet.
         """
-        if self._measured is None:
-            return self._prediction, None
-        if 0 < top_k <= len(self._measured.ids):
-            return torch.from_numpy(self._measured.largest), self._measured.ids
-        return self._in_session.logits(), None
-
-    def begin(self, token: int, plan: RoutingPlan) -> None:
-        """A drawn token after the prompt: under way, where there is a captured step, until `finish`."""
-        loss = 0.0
-        if self.session is not None:
-            if self.state.cache is not None:
-                self._hand_over(self.session)
-            # Before the step overwrites its prediction.
-            loss = self._loss(token)
-            self.session.start(token, plan)
-        self._begun = token, plan, loss
-
-    def finish(self) -> Decoded:
-        """Waits for the token begun last, and counts it."""
-        if self._begun is None:
-            raise PromptError("No token is under way. Begin one first.")
-        token, plan, loss = self._begun
-        self._begun = None
+        self._plans.append(plan)
         if self.session is None:
-            started = time.perf_counter()
-            columns = self.process([token], plan)[0]
-            return Decoded(lambda: columns, time.perf_counter() - started)
-        found = self._measured = self.session.finish()
-        position = self.position
+            return
+        if self.state.cache is not None:
+            self._hand_over(self.session, sampling)
+        self.session.start(plan)
+
+    def finish(self, sampling: Sampling, end: int | None) -> Decoded | None:
+        """Draws, processes and counts the token begun first of those that are not finished; None where it is `end`."""
+        plan = self._plans.popleft()
+        if self.session is not None:
+            return self._finish_in_session(self.session, plan, end)
+        token = sample(self._prediction, sampling, self._drawn)
+        self._drawn += 1
+        return None if token == end else Decoded(self.process([token], plan)[0], 0.0)
+
+    def _finish_in_session(self, session: "Session", plan: RoutingPlan, end: int | None) -> Decoded | None:
+        token, loss, position = self._next, self._next_loss, self.position
+        if token == end:
+            return None
+        found = session.finish()
+        if not np.isfinite(found.log_total):
+            raise not_finite()
+        self._next = found.next_token
+        self._next_loss = found.log_total - float(found.largest[found.ids == self._next][0])
         self.state.position += 1
         self._count(found.depths[:, None], position)
-        return Decoded(lambda: self._columns(token, plan, loss, found), found.seconds)
+        return Decoded(self._columns(token, plan, loss, found), found.seconds)
 
     def _columns(self, token: int, plan: RoutingPlan, loss: float, found: "Measured") -> Columns:
         top_ids = found.ids[:TOP]
@@ -144,26 +139,14 @@ class Run:
             thresholds=_thresholds_of(plan, 1),
         )
 
-    def _hand_over(self, session: "Session") -> None:
-        """The prompt's keys and values to the session; its cache is the only one from then on."""
+    def _hand_over(self, session: "Session", sampling: Sampling) -> None:
+        """The first token, and the prompt's keys and values, to the session; its cache is the only one from then on."""
+        self._next = sample(self._prediction, sampling, 0)
+        self._next_loss = float(self._prediction.logsumexp(-1) - self._prediction[self._next])
         layers = self.state.cache.layers
-        session.begin(self.position, [layer.keys[0] for layer in layers], [layer.values[0] for layer in layers])
+        keys, values = [layer.keys[0] for layer in layers], [layer.values[0] for layer in layers]
+        session.begin(self._next, self.position, keys, values, replace(sampling, uniforms=sampling.uniforms[1:]))
         self.state.cache = None
-
-    def _loss(self, token: int) -> float:
-        """Nats of a token under the last prediction."""
-        found = self._measured
-        if found is None:
-            return float(self._prediction.logsumexp(-1) - self._prediction[token])
-        at = np.flatnonzero(found.ids == token)
-        logit = found.largest[at[0]] if len(at) else self._in_session.logits()[token]
-        return found.log_total - float(logit)
-
-    @property
-    def _in_session(self) -> "Session":
-        if self.session is None:
-            raise PromptError("This run has no captured step. Decode through the modules.")
-        return self.session
 
     @property
     def _prediction(self) -> Float[Tensor, " vocabulary"]:

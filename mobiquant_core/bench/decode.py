@@ -19,7 +19,7 @@ BUDGETS = (2.0, 3.0, 4.0, 6.0, 8.0)
 
 def step_microseconds(decoder: Decoder, repeats: int = 24) -> float:
     """Median time of one step, replayed back to back at growing positions."""
-    replay = decoder.replay(False)
+    replay = decoder.replay
     decoder.step.buffers.position.fill_(PROMPT)
     return eager_microseconds(replay, repeats)
 

@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mobiquant_core.decode import CANDIDATES, Sampling
 from mobiquant_core.errors import KernelError
 from mobiquant_core.fast_decode.step import Step
-from mobiquant_core.kernels.step_launches import float_settings
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class DecodedToken:
 
 
 class Decoder:
-    """A step with its graphs, and the sequence its buffers hold."""
+    """A step with its graph, and the sequence its buffers hold."""
 
     def __init__(self, step: Step) -> None:
         self.step = step
-        self._replays: dict[bool, Callable[[], None]] = {}
+        self._replay: Callable[[], None] | None = None
         linears, on_gpu = step.buffers.record.shape[0], step.buffers.record.is_cuda
         self._tokens = torch.zeros(2, dtype=torch.int64, pin_memory=on_gpu)
         self._records = torch.zeros(2, linears, 4, pin_memory=on_gpu)
@@ -75,16 +75,20 @@ class Decoder:
         # From pageable memory the driver takes its own copy of so few bytes before it returns: nothing waits.
         self.step.buffers.control.copy_(control, non_blocking=True)
 
-    def set_sampling(self, temperature: float, top_k: int, seed: int) -> None:
+    def set_sampling(self, sampling: Sampling, position: int) -> None:
+        """How tokens are drawn; the first of its numbers decides what follows the token at `position`."""
+        if not sampling.on_device:
+            raise KernelError(
+                f"A device draws from at most {CANDIDATES} tokens, not from top_k={sampling.top_k}. Lower it."
+            )
         buffers = self.step.buffers
-        buffers.settings.copy_(float_settings(temperature, top_k))
-        buffers.seed.fill_(seed % 2**31)
+        buffers.settings.copy_(torch.tensor([sampling.temperature, float(sampling.top_k)]))
+        uniforms = sampling.uniforms[: self.step.room - position]
+        buffers.uniforms[position : position + len(uniforms)] = uniforms.to(buffers.uniforms.device)
 
-    def stream(
-        self, count: int, *, draw: bool = False, cancel: threading.Event | None = None
-    ) -> Iterator[DecodedToken]:
+    def stream(self, count: int, *, cancel: threading.Event | None = None) -> Iterator[DecodedToken]:
         """Up to `count` tokens; a cancel ends it after the token under way."""
-        replay = self.replay(draw)
+        replay = self.replay
         position = int(self.step.buffers.position)
         count = min(count, self.step.room - position)
         events: list[torch.cuda.Event] = []
@@ -119,12 +123,12 @@ class Decoder:
             seconds=seconds,
         )
 
-    def replay(self, draw: bool) -> Callable[[], None]:
+    @property
+    def replay(self) -> Callable[[], None]:
         """The captured step; the sequence in the buffers is left as it was."""
-        if draw not in self._replays:
-            buffers = self.step.buffers
-            self._replays[draw] = replayable(lambda: self.step.run(draw), (buffers.token, buffers.position))
-        return self._replays[draw]
+        if self._replay is None:
+            self._replay = replayable(self.step.run, (self.step.buffers.token, self.step.buffers.position))
+        return self._replay
 
 
 def replayable(run: Callable[[], None], kept: Sequence[Tensor]) -> Callable[[], None]:

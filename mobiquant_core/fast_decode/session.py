@@ -1,7 +1,7 @@
-"""One token at a time through the captured step, with all that a trace keeps of it in one copy to the host.
+"""The captured step token after token, with all that a trace keeps of each in one copy to the host.
 
-The host draws the tokens out of the likeliest, so the step only predicts; its statistics are taken inside the same
-graph. While it runs, the host is free. It knows no text and no budgets: a plan's thresholds are numbers to it.
+The device draws the tokens itself, so a token can be started before the host has read the one before it. It knows no
+text and no budgets: a plan's thresholds are numbers to it.
 """
 
 import contextlib
@@ -14,14 +14,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mobiquant_core.decode import Sampling
 from mobiquant_core.errors import KernelError
 from mobiquant_core.fast_decode.decoder import Decoder, replayable
-from mobiquant_core.kernels.step_launches import CANDIDATES
-from mobiquant_core.kernels.step_statistics import prediction_statistics, residual_statistics
+from mobiquant_core.kernels.step_statistics import residual_statistics
 from mobiquant_core.routing import RoutingPlan, depths_above
 
 if TYPE_CHECKING:
     from mobiquant_core.fast_decode.step import Step
+
+
+MOST_UNDER_WAY = 2
+"""Tokens that the device has before it: one that it works at, and the next."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +40,40 @@ class Measured:
     """float32 [layers + 1, 3]."""
     residual_median: np.ndarray
     """float32 [layers + 1]."""
+    log_total: float
+    """Log of the sum of all logits' exponentials."""
+    next_token: int
     largest: np.ndarray
     """float32 [candidates]: the largest logits, in falling order."""
     ids: np.ndarray
     """int32 [candidates]: whose they are; of equal logits the lowest id first."""
-    log_total: float
-    """Log of the sum of all logits' exponentials."""
     seconds: float
-    """Of the device, while the host was free."""
+    """Of the device, from the start of this token, or from the end of the one before it."""
+
+
+@dataclass
+class _Slot:
+    """Where the host finds a token's report, and when the device began and ended with it."""
+
+    report: Float[Tensor, " numbers"]
+    ends: tuple[torch.cuda.Event, ...]
+    scores: np.ndarray | None = None
+
+    @classmethod
+    def empty(cls, numbers: int, on_gpu: bool) -> "_Slot":
+        ends = tuple(torch.cuda.Event(enable_timing=True) for _ in range(2)) if on_gpu else ()
+        return cls(torch.zeros(numbers, pin_memory=on_gpu), ends)
+
+    def mark(self, end: int) -> None:
+        if self.ends:
+            self.ends[end].record()
+
+    def wait(self) -> float:
+        """Seconds between the ends; 0 where the host did the work."""
+        if not self.ends:
+            return 0.0
+        self.ends[1].synchronize()
+        return self.ends[0].elapsed_time(self.ends[1]) / 1e3
 
 
 class Session:
@@ -55,13 +85,12 @@ class Session:
             raise KernelError("A session reads the residual stream. Make its step with record_residuals=True.")
         self.step, self._decoder, self._extra = step, Decoder(step), extra
         self._residuals, self._device = buffers.residuals, buffers.record.device
-        sizes = (buffers.record.numel(), 4 * (shape.layers + 1), 1 + 2 * min(CANDIDATES, shape.vocabulary))
+        sizes = (buffers.record.numel(), 4 * (shape.layers + 1), buffers.prediction.numel())
         self._report = torch.zeros(sum(sizes), device=self._device)
-        self._host = torch.zeros(sum(sizes), pin_memory=self._on_gpu)
         self._parts = self._report.split(sizes)
-        self._ends = tuple(torch.cuda.Event(enable_timing=True) for _ in range(2)) if self._on_gpu else ()
+        self._slots = tuple(_Slot.empty(sum(sizes), self._device.type == "cuda") for _ in range(MOST_UNDER_WAY))
+        self._started = self._finished = 0
         self._plan: RoutingPlan | None = None
-        self._scores: np.ndarray | None = None
         self.position = 0
         self.broken = False
         """Whether the device failed under it; its buffers can then hold anything."""
@@ -69,48 +98,44 @@ class Session:
             self.replay = replayable(self._run, (buffers.token, buffers.position))
 
     @property
-    def _on_gpu(self) -> bool:
-        return self._device.type == "cuda"
-
-    @property
     def room(self) -> int:
         return self.step.room
 
-    def begin(self, position: int, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-        """Go on after `position` tokens, whose keys and values [kv_heads, positions, head_dim] a cache holds."""
+    def begin(
+        self, token: int, position: int, keys: Sequence[Tensor], values: Sequence[Tensor], sampling: Sampling
+    ) -> None:
+        """Go on with `token` after `position` others, whose keys and values [kv_heads, positions, head_dim] a cache
+        holds; the first number of `sampling` decides what follows it."""
         with self._running():
-            self._decoder.begin(0, position, keys, values)
+            self._decoder.begin(token, position, keys, values)
+            self._decoder.set_sampling(sampling, position)
         self.position, self._plan = position, None
+        # What a run before this one left under way is nobody's.
+        self._finished = self._started
 
-    def start(self, token: int, plan: RoutingPlan) -> None:
-        """Run `token` under `plan`; `finish` waits for it. What was predicted before is gone."""
+    def start(self, plan: RoutingPlan) -> None:
+        """Run the next token under `plan`: nothing is waited for, and `finish` tells what came of it."""
         if self.position >= self.room:
             raise KernelError(f"The decoder has room for {self.room:,} positions and they are full. Shorten the run.")
+        if self._started - self._finished >= MOST_UNDER_WAY:
+            raise KernelError(f"{MOST_UNDER_WAY} tokens are under way, which is the most. Finish one first.")
+        slot = self._slots[self._started % MOST_UNDER_WAY]
         with self._running():
-            self._scores = self._decide(plan)
-            self.step.buffers.token.fill_(token)
-            self._mark(0)
+            slot.scores = self._decide(plan)
+            slot.mark(0)
             self.replay()
-            self._host.copy_(self._report, non_blocking=True)
-            self._mark(1)
+            slot.report.copy_(self._report, non_blocking=True)
+            slot.mark(1)
+        self._started += 1
         self.position += 1
 
     def finish(self) -> Measured:
-        """What came of the token that was started last."""
+        """What came of the token that was started first of those under way."""
+        slot = self._slots[self._finished % MOST_UNDER_WAY]
         with self._running():
-            if self._ends:
-                self._ends[1].synchronize()
-            seconds = self._ends[0].elapsed_time(self._ends[1]) / 1e3 if self._ends else 0.0
-        return self._measured(self._host.numpy().copy(), seconds)
-
-    def logits(self) -> Float[Tensor, " vocabulary"]:
-        """The whole of the last prediction, float32 on the host."""
-        with self._running():
-            return self.step.buffers.logits.view(-1).float().cpu()
-
-    def _mark(self, end: int) -> None:
-        if self._ends:
-            self._ends[end].record()
+            seconds = slot.wait()
+        self._finished += 1
+        return self._measured(slot.report.numpy().copy(), slot.scores, seconds)
 
     def _decide(self, plan: RoutingPlan) -> np.ndarray | None:
         """Tell the step the plan's thresholds, or the depths of this position; the scores where they are not read."""
@@ -127,26 +152,24 @@ class Session:
         """One token: what a GPU captures."""
         record, residual, prediction = self._parts
         buffers = self.step.buffers
-        found = self.step.forward()
+        self.step.run()
         residual_statistics(self._residuals, residual.view(-1, 4))
-        prediction_statistics(found, prediction)
         record.copy_(buffers.record.view(-1))
-        buffers.position.add_(1)
+        prediction.copy_(buffers.prediction)
 
-    def _measured(self, report: np.ndarray, seconds: float) -> Measured:
+    def _measured(self, report: np.ndarray, scores: np.ndarray | None, seconds: float) -> Measured:
         record, residual, prediction = np.split(report, np.cumsum([part.numel() for part in self._parts[:2]]))
         record, residual = record.reshape(-1, 4), residual.reshape(-1, 4)
-        largest, ids = np.split(prediction[1:], 2)
-        # The device may give equal logits in any order.
-        order = np.lexsort((ids, -largest))
+        largest, ids = np.split(prediction[2:], 2)
         return Measured(
             depths=record[:, 3].astype(np.uint8),
-            scores=record[:, : self._extra] if self._scores is None else self._scores,
+            scores=record[:, : self._extra] if scores is None else scores,
             residual_top3=residual[:, :3],
             residual_median=residual[:, 3],
-            largest=largest[order],
-            ids=ids[order].astype(np.int32),
             log_total=float(prediction[0]),
+            next_token=int(prediction[1]),
+            largest=largest,
+            ids=ids.astype(np.int32),
             seconds=seconds,
         )
 

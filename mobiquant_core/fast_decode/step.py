@@ -1,8 +1,7 @@
 """One decode step as a chain of launches over static buffers; captured once, it serves every budget.
 
 Per layer: prepare, product, attention, product, prepare, product, prepare, product; at the end prepare and the head.
-Thresholds live on the device and every product finds its depth itself. It does not know text, sampling settings or
-threads.
+Thresholds live on the device and every product finds its depth itself. It does not know text or threads.
 """
 
 from dataclasses import dataclass
@@ -11,10 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mobiquant_core.decode import CANDIDATES
 from mobiquant_core.fast_decode.weights import LayerWeights, SiteWeights, StepWeights
 from mobiquant_core.kernels import few_tokens, step_launches
 from mobiquant_core.kernels.activation import SplitActivations
 from mobiquant_core.kernels.few_tokens import RouterParts
+from mobiquant_core.kernels.likeliest import Candidates
 from mobiquant_core.kernels.step_launches import MODE_AS_IT_IS, MODE_GATE, MODE_NORM, AttentionSizes
 from mobiquant_core.kernels.tuning import Tuning, ahead_for
 from mobiquant_core.packing import PackedWeight
@@ -48,8 +49,13 @@ class Buffers:
     token: Tensor
     position: Tensor
     history: Tensor
-    settings: Tensor
-    seed: Tensor
+    settings: Float[Tensor, "2"]
+    """Temperature, and how many candidates may be drawn."""
+    uniforms: Float[Tensor, " room"]
+    """A number in [0, 1) for each position: it decides what is drawn after it."""
+    candidates: Candidates
+    prediction: Float[Tensor, " numbers"]
+    """As `Candidates` leaves it."""
     residuals: Tensor | None = None
     """[layers + 1, hidden]: the residual stream before layer 0 and after each layer, where it is recorded."""
 
@@ -96,8 +102,10 @@ class Buffers:
             token=zeros(1, dtype=torch.int64),
             position=zeros(1, dtype=torch.int32),
             history=zeros(room + 1, dtype=torch.int64),
-            settings=step_launches.float_settings(1.0, 50).to(device),
-            seed=zeros(1, dtype=torch.int64),
+            settings=zeros(2),
+            uniforms=zeros(room),
+            candidates=(candidates := Candidates.empty(shape.vocabulary, CANDIDATES, device)),
+            prediction=zeros(candidates.numbers),
             residuals=zeros(shape.layers + 1, shape.hidden) if record_residuals else None,
         )
 
@@ -128,9 +136,9 @@ class Step:
         self.sizes = AttentionSizes(shape.heads, shape.kv_heads, shape.head_dim, shape.window, shape.norm_eps)
         self.buffers = Buffers.empty(weights, self.sizes, room, dtype, record_residuals)
 
-    def run(self, draw: bool) -> None:
-        """From buffers.token at buffers.position to the next token; `draw` samples instead of taking the best."""
-        self.draw(self.forward(), draw)
+    def run(self) -> None:
+        """From buffers.token at buffers.position to the next token, drawn as buffers.settings say."""
+        self.predict(self.forward())
 
     def forward(self) -> Float[Tensor, " vocabulary"]:
         """The prediction made from buffers.token at buffers.position; both stay as they are. The next overwrites it."""
@@ -143,10 +151,11 @@ class Step:
         self._product(self.weights.head, self.shape.hidden, MODE_NORM, b.logits)
         return b.logits.view(-1)
 
-    def draw(self, logits: Tensor, sample: bool) -> None:
-        """The next token out of logits."""
+    def predict(self, logits: Float[Tensor, " vocabulary"]) -> None:
+        """The likeliest tokens and the next one; the position moves on."""
         b = self.buffers
-        step_launches.draw_token(logits, b.token, b.position, b.history, b.settings, b.seed, sample=sample)
+        b.candidates.find(logits, b.prediction)
+        b.candidates.draw(b.prediction, b.token, b.position, b.history, b.settings, b.uniforms)
 
     def _residual(self, row: int) -> Tensor | None:
         """Where the residual stream before a layer is kept, by whoever reads it first."""

@@ -11,12 +11,11 @@ from torch import Tensor
 from mobiquant_core.kernels.activation import SplitActivations
 from mobiquant_core.kernels.attention import attention_kernel
 from mobiquant_core.kernels.route import AS_IT_IS, EXTRA, GATE, HEADS, NORM, prepare_kernel
-from mobiquant_core.kernels.step_parts import dense_input_kernel, draw_kernel, embed_kernel
+from mobiquant_core.kernels.step_parts import dense_input_kernel, embed_kernel
 from mobiquant_core.packing import PackedWeight
 
 MODE_AS_IT_IS, MODE_NORM, MODE_GATE = (int(mode.value) for mode in (AS_IT_IS, NORM, GATE))
 PADDED_HEADS, PADDED_EXTRA = int(HEADS.value), int(EXTRA.value)
-CANDIDATES = 64
 SPLITS = 16
 """Programs that share the positions of a key-value head."""
 MOST_PARTS = 64
@@ -152,30 +151,3 @@ def attend(
 def embed(table: Float[Tensor, "vocabulary width"], token: Tensor, out: Float[Tensor, "1 width"]) -> None:
     """out = table[token], the token read on the device."""
     embed_kernel[(-(-out.shape[1] // _BLOCK),)](table, token, out, out.shape[1], BLOCK=_BLOCK, PDL=False, num_warps=4)
-
-
-def draw_token(
-    logits: Float[Tensor, " vocabulary"],
-    token: Tensor,
-    position: Tensor,
-    history: Tensor,
-    settings: Tensor,
-    seed: Tensor,
-    *,
-    sample: bool,
-) -> None:
-    """The next token, best or sampled, into `token` and `history`; the position moves on."""
-    count = min(CANDIDATES, logits.numel())
-    if sample:
-        values, ids = logits.topk(count)
-    else:
-        values, ids = logits, logits.argmax(keepdim=True)
-    draw_kernel[(1,)](
-        values, ids, token, position, history, settings, seed, count, BLOCK=CANDIDATES, DRAW=sample, num_warps=1
-    )
-
-
-def float_settings(temperature: float, top_k: int) -> Tensor:
-    """The sampler's settings as the kernel reads them."""
-    most = CANDIDATES if top_k <= 0 else min(top_k, CANDIDATES)
-    return torch.tensor([max(temperature, 1e-4), float(most)])

@@ -1,4 +1,4 @@
-"""The small ends of a decode step: the embedding, the last norm, and drawing the next token on the device."""
+"""The small ends of a decode step: the embedding, and the input of a dense product."""
 
 import triton
 import triton.language as tl
@@ -42,37 +42,3 @@ def dense_input_kernel(
         b_norm *= tl.rsqrt(tl.sum(b_sum, 0) / width + eps)
     b_x = site_inputs(p_h, b_norm, i_column, width, MODE)
     tl.store(p_out + i_column, b_x.to(p_out.dtype.element_ty), mask=i_column < width)
-
-
-@triton.jit
-def draw_kernel(
-    p_value,
-    p_id,
-    p_token,
-    p_position,
-    p_history,
-    p_settings,
-    p_seed,
-    candidates,
-    BLOCK: tl.constexpr,
-    DRAW: tl.constexpr,
-):
-    """The next token from candidates in falling order: the first, or one drawn by the Gumbel trick.
-
-    settings: (temperature, how many candidates may be drawn). It moves the position on and writes the history.
-    """
-    i_candidate = tl.arange(0, BLOCK)
-    position = tl.load(p_position)
-    choice = 0
-    if DRAW:
-        temperature, most = tl.load(p_settings), tl.load(p_settings + 1)
-        m_candidate = (i_candidate < candidates) & (i_candidate.to(tl.float32) < most)
-        b_value = tl.load(p_value + i_candidate, mask=m_candidate, other=0.0).to(tl.float32)
-        # The noise depends on seed and position alone, so a run repeats exactly.
-        b_uniform = tl.rand(tl.load(p_seed), position * BLOCK + i_candidate)
-        b_noise = -tl.log(-tl.log(tl.minimum(tl.maximum(b_uniform, 1e-7), 1.0 - 1e-7)))
-        choice = tl.argmax(tl.where(m_candidate, b_value / temperature + b_noise, float("-inf")), 0)
-    token = tl.load(p_id + choice)
-    tl.store(p_token, token)
-    tl.store(p_history + position + 1, token)
-    tl.store(p_position, position + 1)

@@ -1,6 +1,6 @@
-"""What a trace keeps of a decode step, taken on the device: magnitudes of the residual stream, the likeliest tokens.
+"""What a trace keeps of a decode step's residual stream, taken on the device.
 
-All exact: medians are found bit by bit among the magnitudes' patterns. It knows one token at a time.
+Exact: medians are found bit by bit among the magnitudes' patterns. It knows one token at a time.
 """
 
 import triton
@@ -41,13 +41,3 @@ def residual_statistics(residuals: Float[Tensor, "rows channels"], out: Float[Te
     rows, width = residuals.shape
     block = triton.next_power_of_2(width)
     residual_kernel[(rows,)](residuals, out, width, BLOCK=block, num_warps=max(4, min(block // 512, 16)))
-
-
-def prediction_statistics(logits: Float[Tensor, " vocabulary"], out: Float[Tensor, " numbers"]) -> None:
-    """Log of the sum of the logits' exponentials, the largest logits in falling order, and their ids (exact in fp32
-    below 2^24)."""
-    logits, count = logits.float(), (out.numel() - 1) // 2
-    values, ids = logits.topk(count)
-    out[0] = logits.logsumexp(0)
-    out[1 : 1 + count] = values
-    out[1 + count :] = ids

@@ -10,7 +10,7 @@ import torch
 from mobiquant_core import engine as engine_module
 from mobiquant_core.budget import BudgetController
 from mobiquant_core.convert import quantize_model
-from mobiquant_core.decode import DecodeState, decode_one_token, prefill, sample
+from mobiquant_core.decode import DecodeState, Sampling, decode_one_token, prefill, sample
 from mobiquant_core.engine import Engine
 from mobiquant_core.errors import BudgetError, Cancelled, CheckpointError, PromptError
 from mobiquant_core.token_text import TextStream, TokenTexts
@@ -195,14 +195,17 @@ def test_a_full_context_ends_the_run(engine):
 
 
 def test_sampling_refuses_what_is_no_number_and_honours_top_k():
-    generator = torch.Generator().manual_seed(0)
+    greedy, two = Sampling(0, 0, torch.zeros(1)), Sampling(2.0, 2, torch.rand(60))
     with pytest.raises(CheckpointError, match="finite"):
-        sample(torch.tensor([0.0, float("nan")]), temperature=1, top_k=0, generator=generator)
+        sample(torch.tensor([0.0, float("nan")]), greedy, 0)
     huge = torch.tensor([3e38, 3e38, 0.0])  # their sum overflows, they do not
-    assert sample(huge, temperature=0, top_k=0, generator=generator) == 0
+    assert sample(huge, greedy, 0) == 0
     logits = torch.tensor([0.0, 5.0, 4.0, -3.0])
-    drawn = {sample(logits, temperature=2.0, top_k=2, generator=generator) for _ in range(60)}
-    assert drawn == {1, 2}
+    assert {sample(logits, two, index) for index in range(60)} == {1, 2}
+    # All of the vocabulary, each as often as it is likely.
+    everything = Sampling(2.0, 0, torch.linspace(0, 1, 1001)[:-1])
+    drawn = torch.bincount(torch.tensor([sample(logits, everything, index) for index in range(1000)]), minlength=4)
+    torch.testing.assert_close(drawn / 1000, (logits / 2).softmax(0), atol=2e-3, rtol=0)
 
 
 def test_every_token_gets_a_text_and_the_texts_make_the_whole(tokenizer):

@@ -10,7 +10,7 @@ from triton.compiler import ASTSource, CompiledKernel, compile
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
 
-from mobiquant_core.kernels import step_statistics
+from mobiquant_core.kernels import likeliest, step_statistics
 from mobiquant_core.kernels.attention import attention_kernel
 from mobiquant_core.kernels.batch_gemv import batch_gemv_kernel
 from mobiquant_core.kernels.plane_gemv import plane_gemv_kernel, routed_gemv_kernel
@@ -75,6 +75,23 @@ def statistics(capability: int) -> str:
     """PTX of the kernel that describes a decode step's residual stream."""
     signature = {"p_h": "*fp32", "p_out": "*fp32", "width": "i32"}
     return _compiled(step_statistics.residual_kernel, signature, {"BLOCK": 8192}, capability, warps=16).asm["ptx"]
+
+
+def likeliest_tokens(capability: int) -> list[str]:
+    """PTX of the kernels that find a vocabulary's likeliest tokens and draw the next."""
+    types = {"p_logits": "*bf16", "p_token": "*i64", "p_history": "*i64", "p_position": "*i32"}
+    types |= dict.fromkeys(("p_ids", "p_largest_ids"), "*i32")
+    cases = (
+        (likeliest.parts_kernel, {"MOST": 64, "BLOCK": 2048}, 8),
+        (likeliest.merge_kernel, {"MOST": 64, "PARTS": 64}, 16),
+        (likeliest.draw_kernel, {"MOST": 64}, 4),
+    )
+    made = []
+    for kernel, constants, warps in cases:
+        names = [name for name in kernel.arg_names if name not in constants]
+        signature = {name: types.get(name, "*fp32" if name.startswith("p_") else "i32") for name in names}
+        made.append(_compiled(kernel, signature, constants, capability, warps=warps).asm["ptx"])
+    return made
 
 
 def prompt_product() -> tuple[str, int]:

@@ -124,7 +124,7 @@ def test_tokens_scores_and_depths(make: Callable[[], PreTrainedModel], kind: str
     step.buffers.control[:, 0] = limit
     step.buffers.token.fill_(5)
     logits = step.forward()
-    step.draw(logits, False)
+    step.predict(logits)
     depths = step.buffers.record[:, 3]
     assert len(depths.unique()) > 2
     with FixedDepth(depths), torch.no_grad():
@@ -165,7 +165,7 @@ def test_fixed_depths_give_the_models_own_tokens(make: Callable[[], PreTrainedMo
     step.buffers.token.fill_(5)
     ids = [5]
     for _ in range(2):
-        step.run(draw=False)
+        step.run()
         with FixedDepth(3), torch.no_grad():
             ids.append(int(quantized.model(torch.tensor([ids], device=device)).logits[0, -1].argmax()))
     assert step.buffers.history[1:3].tolist() == ids[1:]
@@ -218,24 +218,6 @@ def test_what_is_asked_for_early_changes_no_number(device: str, asm: bool) -> No
 
 def _sites(layer: LayerWeights) -> tuple[SiteWeights, ...]:
     return layer.attention_input, layer.attention_output, layer.mlp_input, layer.mlp_output
-
-
-def test_drawn_tokens_repeat_with_the_seed_and_stay_among_the_best(device: str, asm: bool) -> None:
-    quantized = quantized_with_routers(llama, device)
-    step = Step(step_weights(quantized, 16), 16, dtype=torch.float32, dependent=False, asm=asm)
-    drawn = []
-    for seed in (1, 1, 2):
-        step.buffers.seed.fill_(seed)
-        step.buffers.settings.copy_(torch.tensor([5.0, 3.0]))
-        logits = torch.arange(48.0, device=device)
-        tokens = []
-        for _ in range(12):
-            step.draw(logits, True)
-            tokens.append(int(step.buffers.token))
-        step.buffers.position.zero_()
-        drawn.append(tokens)
-    assert drawn[0] == drawn[1] != drawn[2]
-    assert set(drawn[0]) <= {45, 46, 47}
 
 
 def test_what_the_step_cannot_run_is_refused(device: str) -> None:
