@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from mobiquant_core.bench.timing import WARM_UPS, eager_microseconds, header
+from mobiquant_core.decode import Sampling
 from mobiquant_core.engine import Engine
 from mobiquant_core.loading import load_engine
 
@@ -51,7 +52,7 @@ def device_milliseconds(engine: Engine, policy: str, position: int) -> float:
     choose(engine, "captured")
     with engine.lender.lend(engine.quantized.policy(policy), position + WARM_UPS + REPLAYS) as session:
         assert session is not None
-        session.begin(position, (), ())
+        session.begin(0, position, (), (), Sampling(0.0, 0, torch.zeros(0)))
         return eager_microseconds(session.replay, REPLAYS) / 1e3
 
 

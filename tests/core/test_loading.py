@@ -3,13 +3,15 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from mobiquant_core import hub, loading
 from mobiquant_core.calibration import FORMAT_VERSION, load_calibration, save_calibration
 from mobiquant_core.checkpoint import save_checkpoint
-from mobiquant_core.errors import CheckpointError, ConfigError, UnsupportedModelError
+from mobiquant_core.errors import CheckpointError, ConfigError, PromptError, UnsupportedModelError
 from mobiquant_core.hf import CALIBRATION_FILE
 from mobiquant_core.loading import load_engine
 
@@ -227,3 +229,38 @@ def test_a_full_disk_keeps_the_engine_and_drops_the_cache(plain, monkeypatch, tm
 def test_unknown_devices_are_refused(device):
     with pytest.raises(ConfigError):
         load_engine("demo", device=device)
+
+
+def _device_with(monkeypatch, free: float) -> SimpleNamespace:
+    """A model of ten million weights on a GPU that has `free` gigabytes left."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (int(free * 1e9), int(24e9)))
+    for name in ("memory_reserved", "memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: 0)
+    weight = torch.empty(10_000_000, device="meta")
+    return SimpleNamespace(device=torch.device("cuda"), parameters=lambda: iter([weight]))
+
+
+def test_full_precision_is_kept_where_a_device_has_room_for_it(monkeypatch):
+    assert loading._has_room_for_both(_device_with(monkeypatch, 3.0))
+    with pytest.warns(UserWarning, match=r"2\.2 GB are needed, 1\.0 GB are free"):
+        assert not loading._has_room_for_both(_device_with(monkeypatch, 1.0))
+
+
+def test_without_room_a_model_is_served_without_its_full_precision(plain, monkeypatch):
+    monkeypatch.setattr(loading, "_has_room_for_both", lambda _: False)
+    engine = load_engine(str(plain), device="cpu")
+    assert engine.reference is None and list(engine.generate([0, 5], budget=3, max_new_tokens=2))
+    with pytest.raises(PromptError, match="room for both"):
+        engine.reference_model()
+
+
+@pytest.mark.parametrize("stage", ["load_model", "calibrate", "quantize_model"])
+def test_memory_that_runs_out_is_one_line_with_a_next_step(plain, monkeypatch, tmp_path, stage):
+    def out_of_memory(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate ...")
+
+    monkeypatch.setenv("MOBIQUANT_CACHE", str(tmp_path))
+    monkeypatch.setattr(loading, stage, out_of_memory)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=24e9))
+    with pytest.raises(UnsupportedModelError, match=r"does not fit on cpu, which has 24 GB.*--device cpu"):
+        load_engine(str(plain), device="cpu")
