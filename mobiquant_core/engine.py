@@ -228,7 +228,7 @@ class Engine:
             for left in reversed(range(new_tokens)):
                 if cancel.is_set():
                     return
-                # The token after this one is under way while this one is read.
+                # Under way while this one is read, so a budget is corrected by what was known one token before.
                 if left:
                     begin()
                 before = run.bits * run.position

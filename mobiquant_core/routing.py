@@ -150,7 +150,8 @@ class Recorder:
         if not self._parts and self._token_parts:
             return self._token_arrays()
         scores = self.scores().transpose(0, 1).cpu().numpy()
-        rows = [np.asarray(_as_numpy(row)) for first in sorted(self._parts) for row in self._parts[first][1]]
+        # One copy from a device for each site, not for each linear.
+        rows = [row for first in sorted(self._parts) for row in _on_host(self._parts[first][1])]
         depths = np.stack([np.broadcast_to(row, scores.shape[1]) for row in rows]).astype(np.uint8)
         return depths, scores
 
@@ -349,5 +350,5 @@ def full_depth() -> Iterator[None]:
         _current.reset(token)
 
 
-def _as_numpy(depths: Depths) -> np.ndarray | int:
-    return depths if isinstance(depths, int) else depths.cpu().numpy()
+def _on_host(depths: DepthRows) -> Sequence[int] | np.ndarray:
+    return depths.cpu().numpy() if isinstance(depths, Tensor) else depths
