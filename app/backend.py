@@ -54,6 +54,8 @@ class Status:
     path: str = ""
     problem: str = ""
     """Why the model asked for last is not the one in use."""
+    reference: bool = True
+    """Whether the model in use is kept at full precision as well, for comparisons."""
 
 
 class EngineSlot:
@@ -127,7 +129,8 @@ class EngineSlot:
 
     def _live(self, problem: str = "") -> Status:
         engine = self._engine
-        return Status("live", 1.0, str(engine.model_name), str(engine.device), self._path, problem)
+        where = str(engine.model_name), str(engine.device), self._path
+        return Status("live", 1.0, *where, problem, engine.reference is not None)
 
     def _failed(self, text: str) -> None:
         self._status = Status("failed", 0.0, text, problem=text) if self._engine is None else self._live(text)

@@ -97,7 +97,6 @@
     const loss = chart("Loss of every token", "Loss of every token in both runs and in full precision"), kl = chart("Distance from full precision", "Divergence from full precision of the prediction made from every token");
     const diffLegend = el("div", "mbq-legend");
     difference.note.after(diffLegend);
-    loss.note.textContent = "Nats, given the tokens before. Lower is better; the dotted line is the 16-bit model.";
     kl.note.textContent = "KL(full precision ‖ run) of the prediction made from each token, in nats. Lower is better.";
     const top = el("div", "mbq-compare-top");
     const key = el("div", "mbq-key");
@@ -127,7 +126,7 @@
     const drawTable = () => {
       const s = data.summary, head = el("tr"), rows = [["measured bits", s.measured, 2, "16"], ["perplexity of the text", s.loss.map((v) => (v === null ? null : Math.exp(v))), 2, s.referenceLoss === null ? "–" : mbq.fixed(Math.exp(s.referenceLoss))], ["mean KL to full precision", s.kl, 4, "0"]];
       head.append(el("th", "", ""), ...["A", "B"].map((n, i) => Object.assign(el("th", "", `${n} · ${runs[i].meta.policy}`), { scope: "col" })), Object.assign(el("th", "", "full precision"), { scope: "col" }));
-      table.replaceChildren(el("caption", "", `Measured over ${s.tokens[0]}${s.tokens[1] === s.tokens[0] ? "" : " and " + s.tokens[1]} tokens.${data.text === "forced" ? " A chose these words, which flatters A’s perplexity: judge by the KL." : ""}`), Object.assign(el("thead")), Object.assign(el("tbody")));
+      table.replaceChildren(el("caption", "", `Measured over ${s.tokens[0]}${s.tokens[1] === s.tokens[0] ? "" : " and " + s.tokens[1]} tokens.${data.text === "forced" ? ` A chose these words, which flatters A’s perplexity${s.kl.includes(null) ? "." : ": judge by the KL."}` : ""}${mbq.status?.reference === false ? " Full precision is not kept with this model: there is nothing to measure a KL against." : ""}`), Object.assign(el("thead")), Object.assign(el("tbody")));
       table.tHead.append(head);
       for (const [label, values, digits, whole] of rows) {
         const row = el("tr"), fair = data.sameText && values !== s.measured && !values.includes(null) && !(data.text === "forced" && values !== s.kl), best = fair ? Math.min(...values) : null;
@@ -226,6 +225,7 @@
       mbq.legend(legend, { ...scale(), unit: "bits per weight, same scale for A and B" });
       difference.note.textContent = data.sameText ? "Positive: B read more bits than A for this token in this layer." : `Only the first ${data.common} tokens, which both runs share.`;
       drawTable();
+      loss.note.textContent = `Nats, given the tokens before. Lower is better${data.summary.referenceLoss === null ? "." : "; the dotted line is the 16-bit model."}`;
       strips.forEach((place, i) => drawStrip(place, runs[i]));
       const known = data.figures.kl.data.length > 0;
       kl.cell.hidden = !known;

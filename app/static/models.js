@@ -53,7 +53,7 @@
       bar.setAttribute("aria-valuenow", Math.round(100 * status.fraction));
       busy(loading);
       words.textContent = loading ? `${status.text}, ${Math.round(100 * status.fraction)} %` : "";
-      if (status.state === "live") current.textContent = `In use: ${status.text}, on ${status.device}.`;
+      if (status.state === "live") current.textContent = `In use: ${status.text}, on ${status.device}.${status.reference ? "" : " Its full-precision weights are not kept, so nothing can be compared with them."}`;
       if (status.state === "failed") current.textContent = "No model is in use; the recorded run stays usable.";
       if (!loading && status.problem) say(status.problem);
       if (loading && !following) follow();

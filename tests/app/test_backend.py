@@ -30,6 +30,7 @@ def test_the_chip_goes_from_recorded_over_loading_to_live():
     gate.set()
     assert slot.engine(threading.Event(), 5).model_name == "fake"
     assert (slot.status.state, slot.status.device, slot.status.path) == ("live", "cpu", "reference")
+    assert not slot.status.reference  # full precision is not kept
 
 
 @pytest.mark.parametrize(("device", "tokens"), [("cpu", 5), ("cuda:0", 65)])

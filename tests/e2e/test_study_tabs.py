@@ -50,6 +50,14 @@ def test_a_comparison_marks_the_first_differing_token(open_page):
     assert (page.locator(".first-different").count() > 0) == page.locator(".mbq-compare .mbq-warning").is_visible()
 
 
+def test_a_model_without_full_precision_says_that_nothing_is_measured_against_it(open_page):
+    page = open_page()
+    compare(page)
+    assert "nothing to measure a KL against" in page.inner_text(".mbq-compare caption")
+    assert "judge by the KL" not in page.inner_text(".mbq-compare-body")
+    assert "dotted line" not in page.inner_text(".mbq-compare-body")
+
+
 def test_a_compared_run_opens_in_allocate(open_page):
     page = open_page()
     compare(page)
@@ -179,7 +187,8 @@ def test_loading_another_model_shows_in_use(open_page):
     page.fill("#mbq-model-name", "some/model")
     page.locator(".mbq-model-form .mbq-button").click()
     page.wait_for_function("mbq.status.state === 'live'")
-    assert "In use: fake" in page.inner_text(".mbq-models .mbq-sentence")
+    words = page.inner_text(".mbq-models .mbq-sentence")
+    assert words.startswith("In use: fake") and words.endswith("nothing can be compared with them.")
 
 
 def test_the_snippet_runs(open_page, address):
