@@ -76,7 +76,7 @@ def _opened(name: str, target: torch.device, keep_reference: bool, tell: Progres
         tell("Ready", 1.0)
         return Engine(quantized, tokenizer, None, name)
     calibration = find_calibration(folder, model, tokenizer, tell)
-    keep_reference = keep_reference and _has_room_for_both(model)
+    keep_reference = keep_reference and _has_room_for_both(model, calibration)
     try:
         quantized = _slice(model, calibration, keep_reference, tell)
     except MobiQuantError:
@@ -222,14 +222,16 @@ def _take_kernels(quantized: QuantizedModel, device: torch.device, tell: Progres
         tell(f"Reference path: {reason}", 0.98)
 
 
-def _has_room_for_both(model: PreTrainedModel) -> bool:
+def _has_room_for_both(model: PreTrainedModel, calibration: Calibration) -> bool:
     """Whether the device can hold all slices of a model beside its full-precision weights."""
     device = model.device
     if device.type != "cuda":
         return True
     weights = sum(parameter.numel() for parameter in model.parameters())
+    # A copy that scales are folded into is sliced from weights of its own.
+    each = _BYTES_OF_A_WEIGHT + (model.dtype.itemsize if calibration.input_scales else 0)
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    free, needed = torch.cuda.mem_get_info(device)[0] + unused, int(_BYTES_OF_A_WEIGHT * weights) + _ROOM_TO_RUN
+    free, needed = torch.cuda.mem_get_info(device)[0] + unused, int(each * weights) + _ROOM_TO_RUN
     if free < needed:
         warnings.warn(
             f"Full precision is not kept: beside it {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free. "

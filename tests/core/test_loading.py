@@ -232,22 +232,26 @@ def test_unknown_devices_are_refused(device):
 
 
 def _device_with(monkeypatch, free: float) -> SimpleNamespace:
-    """A model of ten million weights on a GPU that has `free` gigabytes left."""
+    """A model of a billion weights on a GPU that has `free` gigabytes left."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (int(free * 1e9), int(24e9)))
     for name in ("memory_reserved", "memory_allocated"):
         monkeypatch.setattr(torch.cuda, name, lambda _: 0)
-    weight = torch.empty(10_000_000, device="meta")
-    return SimpleNamespace(device=torch.device("cuda"), parameters=lambda: iter([weight]))
+    weight = torch.empty(1_000_000_000, device="meta")
+    return SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, parameters=lambda: iter([weight]))
 
 
 def test_full_precision_is_kept_where_a_device_has_room_for_it(monkeypatch):
-    assert loading._has_room_for_both(_device_with(monkeypatch, 3.0))
-    with pytest.warns(UserWarning, match=r"2\.2 GB are needed, 1\.0 GB are free"):
-        assert not loading._has_room_for_both(_device_with(monkeypatch, 1.0))
+    plain = SimpleNamespace(input_scales=None)
+    assert loading._has_room_for_both(_device_with(monkeypatch, 3.5), plain)
+    with pytest.warns(UserWarning, match=r"3\.2 GB are needed, 3\.0 GB are free"):
+        assert not loading._has_room_for_both(_device_with(monkeypatch, 3.0), plain)
+    # Scales that are folded into the weights leave nothing that the two could share.
+    with pytest.warns(UserWarning, match=r"5\.2 GB are needed"):
+        assert not loading._has_room_for_both(_device_with(monkeypatch, 3.5), SimpleNamespace(input_scales={"a": 1}))
 
 
 def test_without_room_a_model_is_served_without_its_full_precision(plain, monkeypatch):
-    monkeypatch.setattr(loading, "_has_room_for_both", lambda _: False)
+    monkeypatch.setattr(loading, "_has_room_for_both", lambda *_: False)
     engine = load_engine(str(plain), device="cpu")
     assert engine.reference is None and list(engine.generate([0, 5], budget=3, max_new_tokens=2))
     with pytest.raises(PromptError, match="room for both"):
