@@ -6,7 +6,6 @@ python -m benchmarks.calibration_study --shape llama3-8b --blocks 2 --out OUT
 """
 
 import argparse
-import copy
 import datetime
 import gc
 import json
@@ -39,7 +38,7 @@ from mobiquant_core.calibrate.student_policies import depth_losses, reference_lo
 from mobiquant_core.calibrate.thresholds import measure_thresholds
 from mobiquant_core.calibration import Calibration, save_calibration
 from mobiquant_core.config import MobiQuantConfig
-from mobiquant_core.convert import quantize_model
+from mobiquant_core.convert import quantize_model, working_copy
 from mobiquant_core.tasks import TASKS, make_requests, read_items
 
 COMMAND_LINE = ("steps", "seconds", "windows_per_step")
@@ -248,7 +247,7 @@ class Study:
     def complete(self, name: str, found: Calibration) -> None:
         """The rivals' thresholds, on the model as it will run, and where the artefact comes from; saved again."""
         begin, fit = time.monotonic(), self.results["fits"][name]
-        quantized = quantize_model(copy.deepcopy(self.model), found.config, found, keep_originals=True)
+        quantized = quantize_model(working_copy(self.model, found), found.config, found, keep_originals=True)
         measure_thresholds(quantized, self.calibration[:RIVAL_WINDOWS], lambda _: None, ("norm", "oracle"))
         fit["rivals_seconds"] = time.monotonic() - begin
         self.note(f"artefact {fit['artefact_seconds']:.1f}s, rivals' thresholds {fit['rivals_seconds']:.1f}s")

@@ -28,7 +28,6 @@ BUDGETS = (2.0, 3.0, 4.0, 6.0, 8.0)
 PROMPT = "The river runs through the valley and"
 TEXT = " ".join([PROMPT] * 24)
 VISITOR = cast("gr.Request", SimpleNamespace(session_hash="visitor"))
-_LOADING_SECONDS = 1800.0
 
 
 def read(messages: Iterator[str]) -> tuple[list[dict[str, Any]], list[float], int]:
@@ -47,7 +46,7 @@ def load(model: str, device: str) -> tuple[Studio, dict[str, Any]]:
     began = time.perf_counter()
     slot.start()
     said = ""
-    while slot.status.state == "loading" and time.perf_counter() - began < _LOADING_SECONDS:
+    while slot.status.state == "loading":
         if slot.status.text != said:
             said = slot.status.text
             print(f"[{time.perf_counter() - began:6.1f} s] {said}", flush=True)

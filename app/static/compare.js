@@ -124,9 +124,9 @@
 
     const name = (run) => `${run.meta.policy}, ${mbq.fixed(run.meta.requestedBits, 2).replace(/0$/, "")} bits asked`;
     const drawTable = () => {
-      const s = data.summary, head = el("tr"), rows = [["measured bits", s.measured, 2, "16"], ["perplexity of the text", s.loss.map((v) => (v === null ? null : Math.exp(v))), 2, s.referenceLoss === null ? "–" : mbq.fixed(Math.exp(s.referenceLoss))], ["mean KL to full precision", s.kl, 4, "0"]];
+      const s = data.summary, unmeasured = s.kl.includes(null), head = el("tr"), rows = [["measured bits", s.measured, 2, "16"], ["perplexity of the text", s.loss.map((v) => (v === null ? null : Math.exp(v))), 2, s.referenceLoss === null ? "–" : mbq.fixed(Math.exp(s.referenceLoss))], ["mean KL to full precision", s.kl, 4, "0"]];
       head.append(el("th", "", ""), ...["A", "B"].map((n, i) => Object.assign(el("th", "", `${n} · ${runs[i].meta.policy}`), { scope: "col" })), Object.assign(el("th", "", "full precision"), { scope: "col" }));
-      table.replaceChildren(el("caption", "", `Measured over ${s.tokens[0]}${s.tokens[1] === s.tokens[0] ? "" : " and " + s.tokens[1]} tokens.${data.text === "forced" ? ` A chose these words, which flatters A’s perplexity${s.kl.includes(null) ? "." : ": judge by the KL."}` : ""}${mbq.status?.reference === false ? " Full precision is not kept with this model: there is nothing to measure a KL against." : ""}`), Object.assign(el("thead")), Object.assign(el("tbody")));
+      table.replaceChildren(el("caption", "", `Measured over ${s.tokens[0]}${s.tokens[1] === s.tokens[0] ? "" : " and " + s.tokens[1]} tokens.${data.text === "forced" ? ` A chose these words, which flatters A’s perplexity${unmeasured ? "." : ": judge by the KL."}` : ""}${unmeasured ? " Full precision is not kept with this model: there is nothing to measure a KL against." : ""}`), Object.assign(el("thead")), Object.assign(el("tbody")));
       table.tHead.append(head);
       for (const [label, values, digits, whole] of rows) {
         const row = el("tr"), fair = data.sameText && values !== s.measured && !values.includes(null) && !(data.text === "forced" && values !== s.kl), best = fair ? Math.min(...values) : null;

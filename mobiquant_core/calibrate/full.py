@@ -26,7 +26,7 @@ from mobiquant_core.calibrate.student import Student
 from mobiquant_core.calibrate.thresholds import measure_thresholds
 from mobiquant_core.calibration import Calibration
 from mobiquant_core.config import MobiQuantConfig
-from mobiquant_core.convert import quantize_model
+from mobiquant_core.convert import quantize_model, working_copy
 from mobiquant_core.rounding import LARGEST_REACH
 
 ProgressCall = Callable[[str, float], None]
@@ -156,7 +156,7 @@ def calibrate_full(
         model.train(training)
     if config.depths > 1:
         # The rivals' thresholds, on the model as it will run; the router's were measured at mixed budgets above.
-        quantized = quantize_model(copy.deepcopy(model), config, found, keep_originals=True)
+        quantized = quantize_model(working_copy(model, found), config, found, keep_originals=True)
         measure_thresholds(quantized, windows[: settings.rival_windows], lambda _: None, ("norm", "oracle"))
     found.provenance |= {"effort": "full", "final_kl": f"{divergence:.4f}", "windows": str(tuple(windows.shape))}
     found.provenance["seconds"] = f"{time.monotonic() - started:.0f}"

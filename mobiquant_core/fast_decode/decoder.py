@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -37,7 +38,6 @@ class Decoder:
 
     def __init__(self, step: Step) -> None:
         self.step = step
-        self._replay: Callable[[], None] | None = None
         linears, on_gpu = step.buffers.record.shape[0], step.buffers.record.is_cuda
         self._tokens = torch.zeros(2, dtype=torch.int64, pin_memory=on_gpu)
         self._records = torch.zeros(2, linears, 4, pin_memory=on_gpu)
@@ -123,12 +123,10 @@ class Decoder:
             seconds=seconds,
         )
 
-    @property
+    @cached_property
     def replay(self) -> Callable[[], None]:
         """The captured step; the sequence in the buffers is left as it was."""
-        if self._replay is None:
-            self._replay = replayable(self.step.run, (self.step.buffers.token, self.step.buffers.position))
-        return self._replay
+        return replayable(self.step.run, (self.step.buffers.token, self.step.buffers.position))
 
 
 def replayable(run: Callable[[], None], kept: Sequence[Tensor]) -> Callable[[], None]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from mobiquant_core.decode import Sampling
 from mobiquant_core.errors import KernelError
 from mobiquant_core.fast_decode.decoder import Decoder, replayable
+from mobiquant_core.kernels.likeliest import HEAD
 from mobiquant_core.kernels.step_statistics import residual_statistics
 from mobiquant_core.routing import RoutingPlan, depths_above
 
@@ -85,10 +86,11 @@ class Session:
             raise KernelError("A session reads the residual stream. Make its step with record_residuals=True.")
         self.step, self._decoder, self._extra = step, Decoder(step), extra
         self._residuals, self._device = buffers.residuals, buffers.record.device
-        sizes = (buffers.record.numel(), 4 * (shape.layers + 1), buffers.prediction.numel())
-        self._report = torch.zeros(sum(sizes), device=self._device)
-        self._parts = self._report.split(sizes)
-        self._slots = tuple(_Slot.empty(sum(sizes), self._device.type == "cuda") for _ in range(MOST_UNDER_WAY))
+        self._sizes = [buffers.record.numel(), 4 * (shape.layers + 1), buffers.prediction.numel()]
+        self._report = torch.zeros(sum(self._sizes), device=self._device)
+        self._parts = self._report.split(self._sizes)
+        on_gpu = self._device.type == "cuda"
+        self._slots = tuple(_Slot.empty(self._report.numel(), on_gpu) for _ in range(MOST_UNDER_WAY))
         self._started = self._finished = 0
         self._plan: RoutingPlan | None = None
         self.position = 0
@@ -135,7 +137,7 @@ class Session:
         with self._running():
             seconds = slot.wait()
         self._finished += 1
-        return self._measured(slot.report.numpy().copy(), slot.scores, seconds)
+        return self._measured(slot.report.clone(), slot.scores, seconds)
 
     def _decide(self, plan: RoutingPlan) -> np.ndarray | None:
         """Tell the step the plan's thresholds, or the depths of this position; the scores where they are not read."""
@@ -157,10 +159,10 @@ class Session:
         record.copy_(buffers.record.view(-1))
         prediction.copy_(buffers.prediction)
 
-    def _measured(self, report: np.ndarray, scores: np.ndarray | None, seconds: float) -> Measured:
-        record, residual, prediction = np.split(report, np.cumsum([part.numel() for part in self._parts[:2]]))
+    def _measured(self, report: Tensor, scores: np.ndarray | None, seconds: float) -> Measured:
+        record, residual, prediction = (part.numpy() for part in report.split(self._sizes))
         record, residual = record.reshape(-1, 4), residual.reshape(-1, 4)
-        largest, ids = np.split(prediction[2:], 2)
+        largest, ids = prediction[HEAD.value :].reshape(2, -1)
         return Measured(
             depths=record[:, 3].astype(np.uint8),
             scores=record[:, : self._extra] if scores is None else scores,

@@ -32,7 +32,7 @@ def _store_largest(b_value, b_id, m_valid, count, p_values, p_ids, MOST: tl.cons
         candidate = least | bit
         least = tl.where(tl.sum((b_key >= candidate).to(tl.int32), 0) >= count, candidate, least)
         bit = bit >> 1
-    b_above, b_equal = ((m_valid & (b_key > least)).to(tl.int32), (m_valid & (b_key == least)).to(tl.int32))
+    b_above, b_equal = (m_valid & (b_key > least)).to(tl.int32), (m_valid & (b_key == least)).to(tl.int32)
     b_place = tl.where(b_above > 0, tl.cumsum(b_above, 0), tl.sum(b_above, 0) + tl.cumsum(b_equal, 0)) - 1
     m_kept = (b_above + b_equal > 0) & (b_place < count)
     tl.store(p_values + b_place, b_value, mask=m_kept)
@@ -90,8 +90,8 @@ def draw_kernel(
         (b_value[None, :] == b_value[:, None]) & (b_id[None, :] < b_id[:, None])
     )
     b_rank = tl.sum(b_before.to(tl.int32), 1)
-    tl.store(p_out + 2 + b_rank, b_value, mask=m)
-    tl.store(p_out + 2 + count + b_rank, b_id.to(tl.float32), mask=m)
+    tl.store(p_out + HEAD + b_rank, b_value, mask=m)
+    tl.store(p_out + HEAD + count + b_rank, b_id.to(tl.float32), mask=m)
     temperature, most = tl.load(p_settings), tl.load(p_settings + 1)
     position = tl.load(p_position)
     choice = 0

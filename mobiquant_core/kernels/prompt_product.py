@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from mobiquant_core.config import MobiQuantConfig
 from mobiquant_core.kernels import reference
 from mobiquant_core.kernels.prompt_plan import (
     MOST_SECTIONS,
@@ -29,8 +30,6 @@ from mobiquant_core.kernels.quick_launch import quick_launch
 from mobiquant_core.packing import PackedWeight, section, unpack
 
 _WORKS: dict[torch.device, bool] = {}
-_BITS = (2, 4, 6, 8)
-"""Of the weights that it is tried on."""
 
 
 def takes(x: Float[Tensor, "tokens in_features"], sections: int = 1) -> bool:
@@ -84,7 +83,7 @@ def _agrees(device: torch.device) -> bool:
     alone, both = section(fused, 0), torch.stack((mixed, same))
     x = torch.randn(mixed.numel(), 768, generator=generator, device=device).bfloat16()
     # As of most models: a variant that is compiled here is compiled for them.
-    shift = torch.randn(4, 192, generator=generator, device=device)
+    shift, bits = torch.randn(4, 192, generator=generator, device=device), MobiQuantConfig().bits_by_depth
     try:
         agrees = True
         for packed, depths in ((alone, mixed[None]), (alone, same[None]), (fused, both), (fused, both.flip(0))):
@@ -92,7 +91,7 @@ def _agrees(device: torch.device) -> bool:
             parts = zip(multiply(packed, x, depths, shift=own), own.split(packed.sections, 1), strict=True)
             for index, (found, part) in enumerate(parts):
                 codes = unpack(section(packed, index))
-                expected = reference.mixed_linear(x, *codes, depths[index], None, part, bits_by_depth=_BITS)
+                expected = reference.mixed_linear(x, *codes, depths[index], None, part, bits_by_depth=bits)
                 agrees &= torch.allclose(found, expected, rtol=0.02, atol=0.02)
     except torch.OutOfMemoryError:
         raise

@@ -197,7 +197,7 @@ def test_a_full_context_ends_the_run(engine):
 def test_sampling_refuses_what_is_no_number_and_honours_top_k():
     greedy, two = Sampling(0, 0, torch.zeros(1)), Sampling(2.0, 2, torch.rand(60))
     with pytest.raises(CheckpointError, match="finite"):
-        sample(torch.tensor([0.0, float("nan")]), greedy, 0)
+        sample(torch.tensor([0.0, float("nan")]), Sampling(1, 0, torch.zeros(1)), 0)
     huge = torch.tensor([3e38, 3e38, 0.0])  # their sum overflows, they do not
     assert sample(huge, greedy, 0) == 0
     logits = torch.tensor([0.0, 5.0, 4.0, -3.0])
